@@ -1,0 +1,1 @@
+"""The runtime on the box: capture, detect, crop, encode, match, publish."""
