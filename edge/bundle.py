@@ -1,7 +1,287 @@
-"""CONTRACT 1: the bundle, a folder with a manifest that export writes and the box reads. (In the making.)"""
+"""CONTRACT 1: the bundle, a folder with a manifest that export writes and the box reads.
+
+    engines/<name>/  manifest.json  detector.onnx  image.onnx  text.onnx  golden.npz  prompts.npz
+
+The manifest names every file but the prompt bank with its sha256 and is sealed by its own. The bank is sealed by itself
+(`PromptBank.to_bytes`), so that new questions replace prompts.npz alone, in one rename, under a running box.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+import hashlib
+import io
+import json
+import zipfile
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from edge.errors import BundleError
+from edge.values import Category, Floats, Image
 
 Precision = Literal["fp32", "fp16"]
+SquareMode = Literal["pad", "squash", "crop"]
+ResizeMode = Literal["stretch", "letterbox"]
+
+MANIFEST, DETECTOR, IMAGE, TEXT, PROMPTS, GOLDEN = (
+    "manifest.json",
+    "detector.onnx",
+    "image.onnx",
+    "text.onnx",
+    "prompts.npz",
+    "golden.npz",
+)
+SEAL = 64  # hex digits of a sha256
+
+
+def sha256_of(path: Path) -> str:
+    """The file's sha256 in hex, read in pieces."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+class _Facts(BaseModel):
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class DetectorFacts(_Facts):
+    """detector.onnx: `image` uint8 (n, height, width, 3) BGR -> `boxes` float32 (n, anchors, 4) x1 y1 x2 y2 in 0..1 of
+    the input, `scores` float32 (n, anchors, len(classes))."""
+
+    height: int = Field(gt=0, description="net input, px")
+    width: int = Field(gt=0, description="net input, px")
+    resize: ResizeMode = Field(
+        description="how a frame becomes the net input: stretched as Darknet does, or letterboxed"
+    )
+    classes: tuple[str, ...] = Field(min_length=1, description="kept classes, in the order of the scores' columns")
+    anchors: int = Field(gt=0, description="boxes per picture")
+    precision: Precision
+    bn_epsilon: float = Field(gt=0, description="epsilon with which batch normalisation was folded")
+
+
+class EncoderFacts(_Facts):
+    """image.onnx: `image` uint8 (n, size, size, 3) BGR -> `embedding` float32 (n, dim), unit length."""
+
+    size: int = Field(gt=0, description="crop edge, px")
+    dim: int = Field(gt=0, description="length of an embedding")
+    square: SquareMode = Field(description="how a tall crop becomes a square: padded, squashed or centre-cropped")
+    fill_bgr: tuple[int, int, int] = Field(description="colour of the padding")
+    logit_scale: float = Field(gt=0, description="CLIP's trained factor on the cosine, before the softmax")
+    precision: Precision
+
+
+class TextFacts(_Facts):
+    """text.onnx: `tokens` int64 (n, context) -> `embedding` float32 (n, dim), unit length."""
+
+    context: int = Field(gt=0, description="tokens per phrase, start and end included")
+
+
+class Manifest(_Facts):
+    """The facts of one bundle; every number about the models that the box needs is here and nowhere else."""
+
+    format: Literal["lookout.bundle/1"] = "lookout.bundle/1"
+    name: str
+    made_by: str = Field(description="the exporter's version")
+    detector: DetectorFacts
+    encoder: EncoderFacts
+    text: TextFacts
+    files: dict[str, str] = Field(description="file name -> sha256")
+    steps: dict[str, str] = Field(description="export step -> sha256 of its inputs; an unchanged step is not run again")
+
+    def seal(self) -> str:
+        """sha256 over the canonical JSON of all fields."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def to_json(self) -> str:
+        return json.dumps({**self.model_dump(mode="json"), "sha256": self.seal()}, indent=2) + "\n"
+
+    @classmethod
+    def read(cls, path: Path) -> Manifest:
+        """Parse and check one manifest.json. Raises BundleError."""
+        try:
+            fields = json.loads(path.read_bytes())
+            sealed = fields.pop("sha256")
+            # JSON has no tuples: lists become tuples again, everything else must have its exact type
+            manifest = cls.model_validate_json(json.dumps(fields))
+        except OSError as error:
+            raise BundleError(f"{path}: {error.strerror}", remedy=MEND) from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise BundleError(f"{path}: {key}: {first['msg']}", remedy=MEND) from error
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+            raise BundleError(f"{path}: no manifest: {error}", remedy=MEND) from error
+        if manifest.seal() != sealed:
+            raise BundleError(
+                f"{path}: changed by hand or damaged", expected=f"sha256 {manifest.seal()}", got=sealed, remedy=MEND
+            )
+        return manifest
+
+
+MEND = "run `make export` to build the bundle again"
+MEND_BANK = "run `python -m export prompts FILE --bundle DIR` to embed the words again"
+
+
+@dataclass(frozen=True, eq=False)
+class PromptBank:
+    """The words as vectors.
+
+    categories: C of them. vectors: (m, d) float32, unit rows, m = all options in the categories' order.
+    text_sha256: the text.onnx that made the vectors. image_sha256: the image.onnx they may be compared with.
+    source: the name of the prompt file.
+    """
+
+    categories: tuple[Category, ...]
+    vectors: Floats
+    text_sha256: str
+    image_sha256: str
+    source: str
+
+    def __post_init__(self) -> None:
+        options = sum(len(category.options) for category in self.categories)
+        if self.vectors.dtype != np.float32 or self.vectors.ndim != 2 or len(self.vectors) != options or not options:
+            got = f"{self.vectors.dtype} {self.vectors.shape}"
+            raise ValueError(f"PromptBank.vectors must be float32 ({options}, d) with options, got {got}")
+        if not np.allclose(np.linalg.norm(self.vectors, axis=1), 1, atol=1e-3):
+            raise ValueError("PromptBank.vectors must have unit rows")
+
+    @cached_property
+    def sha256(self) -> str:
+        """Names this bank in events: equal words on an equal encoder give an equal sum."""
+        return self.to_bytes()[-SEAL:].decode()
+
+    def to_bytes(self) -> bytes:
+        """An .npz whose zip comment, its last 64 bytes, is the hex sha256 of all bytes before: any changed byte shows.
+
+        The same bank gives the same bytes (no time stamps).
+        """
+        words = {
+            "categories": [asdict(category) for category in self.categories],
+            "text_sha256": self.text_sha256,
+            "image_sha256": self.image_sha256,
+            "source": self.source,
+        }
+        buffer, vectors = io.BytesIO(), io.BytesIO()
+        np.save(vectors, self.vectors, allow_pickle=False)
+        with zipfile.ZipFile(buffer, "w") as archive:
+            archive.writestr(zipfile.ZipInfo("vectors.npy"), vectors.getvalue())
+            archive.writestr(zipfile.ZipInfo("words.json"), json.dumps(words, ensure_ascii=False))
+            archive.comment = b"0" * SEAL
+        body = buffer.getvalue()[:-SEAL]
+        return body + hashlib.sha256(body).hexdigest().encode()
+
+    @classmethod
+    def read(cls, path: Path) -> PromptBank:
+        """Read and check one prompts.npz. Raises BundleError."""
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise BundleError(f"{path}: {error.strerror}", remedy=MEND_BANK) from error
+        wanted, got = hashlib.sha256(data[:-SEAL]).hexdigest(), data[-SEAL:].decode("ascii", "replace")
+        if wanted != got:
+            raise BundleError(f"{path}: damaged", expected=f"seal {wanted}", got=repr(got), remedy=MEND_BANK)
+        try:
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                words = json.loads(archive.read("words.json"))
+                vectors = np.load(io.BytesIO(archive.read("vectors.npy")), allow_pickle=False)
+            categories = tuple(
+                Category(c["name"], c["question"], tuple(c["options"]), tuple(c["labels"])) for c in words["categories"]
+            )
+            return cls(categories, vectors, words["text_sha256"], words["image_sha256"], words["source"])
+        except (ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            raise BundleError(f"{path}: sealed, but no prompt bank: {error}", remedy=MEND_BANK) from error
+
+
+@dataclass(frozen=True, eq=False)
+class Golden:
+    """A few inputs with the outputs that the fp32 graphs gave at export; the self-test at start compares.
+
+    frames: (f, H, W, 3) uint8 BGR -> boxes (f, A, 4), scores (f, A, K) float32.
+    crops: (c, S, S, 3) uint8 BGR -> embeddings (c, d) float32.
+    """
+
+    frames: Image
+    boxes: Floats
+    scores: Floats
+    crops: Image
+    embeddings: Floats
+
+    def write(self, path: Path) -> None:
+        with path.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **vars(self))
+
+    @classmethod
+    def read(cls, path: Path) -> Golden:
+        """Raises BundleError."""
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return cls(**{name: arrays[name] for name in ("frames", "boxes", "scores", "crops", "embeddings")})
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise BundleError(f"{path}: no golden inputs: {error}", remedy=MEND) from error
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """An opened bundle: its files' hashes were right when it was opened."""
+
+    path: Path
+    manifest: Manifest
+    bank: PromptBank
+
+    def file(self, name: str) -> Path:
+        return self.path / name
+
+    def read_bank(self) -> PromptBank:
+        """The prompt bank as it is on disk now, checked against this bundle's encoder. Raises BundleError."""
+        path = self.file(PROMPTS)
+        bank = PromptBank.read(path)
+        _check_bank(path, bank, self.manifest)
+        return bank
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Open engines/<name>/ after checking the manifest's seal, every file's sha256, and the bank.
+
+    Raises BundleError: not a bundle, a missing or damaged file, a bank made for another encoder.
+    """
+    if not path.is_dir():
+        raise BundleError(f"{path}: no bundle here", expected="a folder with manifest.json", remedy=MEND)
+    manifest = Manifest.read(path / MANIFEST)
+    for name in (DETECTOR, IMAGE, TEXT, GOLDEN):
+        if name not in manifest.files:
+            raise BundleError(f"{path / MANIFEST}: files: no {name}", remedy=MEND)
+    for name, wanted in manifest.files.items():
+        try:
+            got = sha256_of(path / name)
+        except OSError as error:
+            raise BundleError(f"{path / name}: {error.strerror}", remedy=MEND) from error
+        if got != wanted:
+            raise BundleError(f"{path / name}: damaged", expected=f"sha256 {wanted}", got=got, remedy=MEND)
+    bank = PromptBank.read(path / PROMPTS)
+    _check_bank(path / PROMPTS, bank, manifest)
+    return Bundle(path, manifest, bank)
+
+
+def _check_bank(path: Path, bank: PromptBank, manifest: Manifest) -> None:
+    if bank.image_sha256 != manifest.files[IMAGE]:
+        raise BundleError(
+            f"{path}: its words were embedded for another image encoder",
+            expected=f"image.onnx {manifest.files[IMAGE][:12]}",
+            got=bank.image_sha256[:12],
+            remedy=MEND_BANK,
+        )
+    if bank.vectors.shape[1] != manifest.encoder.dim:
+        raise BundleError(
+            f"{path}: vectors of the wrong length",
+            expected=manifest.encoder.dim,
+            got=bank.vectors.shape[1],
+            remedy=MEND_BANK,
+        )

@@ -29,7 +29,9 @@ class LookoutError(Exception):
         super().__init__(what)
 
     def __str__(self) -> str:
-        facts = [f"{name} {value}" for name, value in (("expected", self.expected), ("got", self.got)) if value is not None]
+        facts = [
+            f"{name} {value}" for name, value in (("expected", self.expected), ("got", self.got)) if value is not None
+        ]
         line = self.what + (": " + ", ".join(facts) if facts else "") + (f"; {self.remedy}" if self.remedy else "")
         return " ".join(line.split())  # foreign texts may hold newlines; a person gets one line
 

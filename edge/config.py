@@ -1,0 +1,175 @@
+"""What the operator chooses: the models of configs/edge.toml, and how any TOML file becomes a checked model."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic.fields import FieldInfo
+
+from edge.errors import ConfigError
+from edge.values import Backend
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Overlap = Literal["nms", "merge"]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Settings(BaseModel):
+    """Base of every model that a TOML file fills: frozen, no unknown keys, no NaN."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class CameraConfig(Settings):
+    """One [[camera]]."""
+
+    name: str = Field(min_length=1, max_length=200, description="its name in events; unique on the box")
+    source: str = Field(
+        min_length=1,
+        description="a video file, a folder of images, rtsp:// or http(s):// URL, or a device number such as '0'; "
+        "paths are relative to this file",
+    )
+
+
+class DetectConfig(Settings):
+    """[detect]: which boxes are people. The defaults are the paper's."""
+
+    threshold: Fraction = Field(default=0.5, description="a box counts when its score is greater")
+    iou: Fraction = Field(default=0.5, description="two boxes are one person when their IoU is greater")
+    overlap: Overlap = Field(default="nms", description="nms keeps the best box, merge the union of all (the paper's)")
+
+
+class CropConfig(Settings):
+    """[crop]: what of a person the encoder sees."""
+
+    margin: float = Field(
+        default=0.0, ge=0, le=1, description="added on each side, as a share of the box's width and height"
+    )
+    min_height: int = Field(
+        default=24, ge=1, description="px of the source frame; smaller people are counted, not described"
+    )
+
+
+class MatchConfig(Settings):
+    """[match]: what is said of a person."""
+
+    top_k: int = Field(default=3, ge=1, description="options reported per category")
+
+
+class PublishConfig(Settings):
+    """[publish]: where results go."""
+
+    address: str = Field(
+        default="tcp://127.0.0.1:5577", pattern=r"^(tcp|ipc)://.+", description="the collector's address"
+    )
+    queue: int = Field(
+        default=1000, ge=1, description="events kept while the collector is away; more are dropped and counted"
+    )
+    linger_ms: int = Field(default=2000, ge=0, description="how long the end of the run waits for the queue to empty")
+    crops: bool = Field(default=False, description="true sends a JPEG of every person off the box")
+
+
+class RuntimeConfig(Settings):
+    """[runtime]: what executes the graphs."""
+
+    backend: Backend = Field(default="onnxruntime", description="onnxruntime: on the CPU")
+    threads: int = Field(default=0, ge=0, description="CPU threads for one inference; 0 takes every core")
+
+
+class EdgeConfig(Settings):
+    """configs/edge.toml."""
+
+    device: str = Field(min_length=1, max_length=200, description="this box's name in events")
+    bundle: Path = Field(strict=False, description="the bundle's folder, relative to this file")
+    camera: tuple[CameraConfig, ...] = Field(min_length=1, strict=False, description="one [[camera]] per source")
+    detect: DetectConfig = DetectConfig()
+    crop: CropConfig = CropConfig()
+    match: MatchConfig = MatchConfig()
+    publish: PublishConfig = PublishConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+
+    @field_validator("camera")
+    @classmethod
+    def _unique_names(cls, cameras: tuple[CameraConfig, ...]) -> tuple[CameraConfig, ...]:
+        names = [camera.name for camera in cameras]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two cameras are named {twice[0]!r}")
+        return cameras
+
+
+def read_edge_config(path: Path) -> EdgeConfig:
+    """configs/edge.toml with its paths made relative to the working folder. Raises ConfigError."""
+    config = read_toml(path, EdgeConfig)
+    here = path.parent
+    cameras = tuple(
+        camera if is_url_or_device(camera.source) else camera.model_copy(update={"source": str(here / camera.source)})
+        for camera in config.camera
+    )
+    return config.model_copy(update={"bundle": here / config.bundle, "camera": cameras})
+
+
+def is_url_or_device(source: str) -> bool:
+    """True for rtsp://…, http://…, 0; false for a path."""
+    return source.isdecimal() or bool(re.match(r"[a-z][a-z0-9+.-]*://", source))
+
+
+Model = TypeVar("Model", bound=Settings)
+
+
+def read_toml(path: Path, model: type[Model]) -> Model:
+    """Read one TOML file into `model`.
+
+    Raises ConfigError naming the file, the key, what is allowed and what was found, with a guess for a mistyped key.
+    """
+    try:
+        fields = tomllib.loads(path.read_bytes().decode())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: nested too deeply") from error
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        raise _config_error(path, model, error) from error
+
+
+def _config_error(path: Path, model: type[Settings], error: ValidationError) -> ConfigError:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = sorted(_fields_at(model, first["loc"][:-1]))
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        guess = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+        return ConfigError(f"{path}: {key}: unknown key{more}", remedy=guess)
+    if first["type"] == "missing":
+        return ConfigError(f"{path}: {key}: missing{more}")
+    got = None if isinstance(first["input"], dict | list | tuple) else repr(first["input"])
+    return ConfigError(f"{path}: {key}: {first['msg']}{more}", got=got)
+
+
+def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> dict[str, FieldInfo]:
+    """The fields of the model that lies at `location` within `model`."""
+    for part in location:
+        if isinstance(part, str) and part in model.model_fields:
+            model = next(m for m in _models_in(model.model_fields[part].annotation))
+    return model.model_fields
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for inner in getattr(annotation, "__args__", ()) for found in _models_in(inner)]

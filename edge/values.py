@@ -1,0 +1,144 @@
+"""What the stages hand to each other: frozen values whose arrays are checked at the door."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Image = NDArray[np.uint8]  # (H, W, 3) BGR
+Floats = NDArray[np.float32]
+Backend = Literal["onnxruntime"]  # what executes a graph
+
+
+def _check(name: str, array: NDArray[np.generic], dtype: type[np.generic], shape: tuple[int | None, ...]) -> None:
+    """Raise ValueError unless `array` has this dtype and shape (None: any length)."""
+    fits = array.ndim == len(shape) and all(w in (None, h) for w, h in zip(shape, array.shape, strict=True))
+    if array.dtype != dtype or not fits:
+        wanted = ", ".join("n" if size is None else str(size) for size in shape)
+        raise ValueError(f"{name} must be {dtype.__name__} ({wanted}), got {array.dtype} {array.shape}")
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One picture of one camera.
+
+    camera: the camera's name. number: counts the frames of this source from 0. captured_at: seconds since 1970, UTC.
+    image: (H, W, 3) uint8 BGR, at least one pixel.
+    """
+
+    camera: str
+    number: int
+    captured_at: float
+    image: Image
+
+    def __post_init__(self) -> None:
+        _check("Frame.image", self.image, np.uint8, (None, None, 3))
+        if 0 in self.image.shape:
+            raise ValueError(f"Frame.image must have pixels, got {self.image.shape}")
+
+    @property
+    def height(self) -> int:
+        """Pixels."""
+        return int(self.image.shape[0])
+
+    @property
+    def width(self) -> int:
+        """Pixels."""
+        return int(self.image.shape[1])
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """The people of one frame, best score first.
+
+    boxes: (n, 4) float32, px of the source frame, x1 y1 x2 y2, inside the frame. scores: (n,) float32 in 0..1.
+    """
+
+    boxes: Floats
+    scores: Floats
+
+    def __post_init__(self) -> None:
+        _check("Detections.boxes", self.boxes, np.float32, (None, 4))
+        _check("Detections.scores", self.scores, np.float32, (len(self.boxes),))
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def __getitem__(self, keep: NDArray[np.bool_] | NDArray[np.intp] | slice) -> Detections:
+        return Detections(self.boxes[keep], self.scores[keep])
+
+    @classmethod
+    def empty(cls) -> Detections:
+        """Nobody: a value like any other, so that no stage needs an `if`."""
+        return cls(np.zeros((0, 4), np.float32), np.zeros((0,), np.float32))
+
+
+@dataclass(frozen=True)
+class Category:
+    """One question and its possible answers.
+
+    name: "sleeve length". question: "sleeve length of this person is". options: at least two, unique.
+    labels: one per option, its name in a second language, or None.
+    """
+
+    name: str
+    question: str
+    options: tuple[str, ...]
+    labels: tuple[str | None, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.options) < 2 or len(set(self.options)) < len(self.options):
+            raise ValueError(f"Category {self.name!r} must have two or more different options, got {self.options}")
+        if len(self.labels) != len(self.options):
+            raise ValueError(f"Category {self.name!r} must have a label or None per option, got {self.labels}")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One option with its probability within its category, 0..1."""
+
+    option: str
+    probability: float
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One category's best options for one person, most probable first."""
+
+    category: Category
+    top: tuple[Choice, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Matches:
+    """How well every option fits every person.
+
+    categories: C of them. probabilities: (n, m) float32, m = all options in the categories' order; each category's
+    columns sum to 1 for every person.
+    """
+
+    categories: tuple[Category, ...]
+    probabilities: Floats
+
+    def __post_init__(self) -> None:
+        options = sum(len(category.options) for category in self.categories)
+        _check("Matches.probabilities", self.probabilities, np.float32, (None, options))
+
+    def __len__(self) -> int:
+        return len(self.probabilities)
+
+    def answers(self, person: int, top_k: int) -> tuple[Answer, ...]:
+        """Each category's `top_k` best options (all of them where there are fewer) for person number `person`."""
+        answers, start = [], 0
+        for category in self.categories:
+            row = self.probabilities[person, start : start + len(category.options)]
+            best: Sequence[int] = np.argsort(-row, kind="stable")[:top_k].tolist()
+            choices = tuple(Choice(category.options[i], float(row[i]), category.labels[i]) for i in best)
+            answers.append(Answer(category, choices))
+            start += len(category.options)
+        return tuple(answers)
