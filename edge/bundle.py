@@ -1,6 +1,6 @@
 """CONTRACT 1: the bundle, a folder with a manifest that export writes and the box reads.
 
-    engines/<name>/  manifest.json  detector.onnx  image.onnx  text.onnx  golden.npz  prompts.npz
+    engines/<name>/  manifest.json  detector.onnx  image.onnx  text.onnx  vocabulary.txt.gz  golden.npz  prompts.npz
 
 The manifest names every file but the prompt bank with its sha256 and is sealed by its own. The bank is sealed by itself
 (`PromptBank.to_bytes`), so that new questions replace prompts.npz alone, in one rename, under a running box.
@@ -12,7 +12,8 @@ import hashlib
 import io
 import json
 import zipfile
-from dataclasses import asdict, dataclass
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -21,20 +22,19 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edge.errors import BundleError
-from edge.values import Category, Floats, Image
+from edge.values import Category, Floats
 
 Precision = Literal["fp32", "fp16"]
 SquareMode = Literal["pad", "squash", "crop"]
 ResizeMode = Literal["stretch", "letterbox"]
 
-MANIFEST, DETECTOR, IMAGE, TEXT, PROMPTS, GOLDEN = (
-    "manifest.json",
-    "detector.onnx",
-    "image.onnx",
-    "text.onnx",
-    "prompts.npz",
-    "golden.npz",
-)
+MANIFEST = "manifest.json"
+DETECTOR = "detector.onnx"  # image uint8 (n, H, W, 3) BGR -> boxes float32 (n, A, 4), scores float32 (n, A, K)
+IMAGE = "image.onnx"  # image uint8 (n, S, S, 3) BGR -> embedding float32 (n, d)
+TEXT = "text.onnx"  # tokens int64 (n, 77) -> embedding float32 (n, d); never loaded on the box
+VOCABULARY = "vocabulary.txt.gz"  # how words become the tokens of text.onnx
+GOLDEN = "golden.npz"
+PROMPTS = "prompts.npz"
 SEAL = 64  # hex digits of a sha256
 
 
@@ -77,12 +77,6 @@ class EncoderFacts(_Facts):
     precision: Precision
 
 
-class TextFacts(_Facts):
-    """text.onnx: `tokens` int64 (n, context) -> `embedding` float32 (n, dim), unit length."""
-
-    context: int = Field(gt=0, description="tokens per phrase, start and end included")
-
-
 class Manifest(_Facts):
     """The facts of one bundle; every number about the models that the box needs is here and nowhere else."""
 
@@ -91,7 +85,6 @@ class Manifest(_Facts):
     made_by: str = Field(description="the exporter's version")
     detector: DetectorFacts
     encoder: EncoderFacts
-    text: TextFacts
     files: dict[str, str] = Field(description="file name -> sha256")
     steps: dict[str, str] = Field(description="export step -> sha256 of its inputs; an unchanged step is not run again")
 
@@ -147,9 +140,9 @@ class PromptBank:
 
     def __post_init__(self) -> None:
         options = sum(len(category.options) for category in self.categories)
-        if self.vectors.dtype != np.float32 or self.vectors.ndim != 2 or len(self.vectors) != options or not options:
+        if self.vectors.dtype != np.float32 or self.vectors.ndim != 2 or len(self.vectors) != options:
             got = f"{self.vectors.dtype} {self.vectors.shape}"
-            raise ValueError(f"PromptBank.vectors must be float32 ({options}, d) with options, got {got}")
+            raise ValueError(f"PromptBank.vectors must be float32 ({options}, d), got {got}")
         if not np.allclose(np.linalg.norm(self.vectors, axis=1), 1, atol=1e-3):
             raise ValueError("PromptBank.vectors must have unit rows")
 
@@ -157,6 +150,13 @@ class PromptBank:
     def sha256(self) -> str:
         """Names this bank in events: equal words on an equal encoder give an equal sum."""
         return self.to_bytes()[-SEAL:].decode()
+
+    def permitted(self, sensitive: Collection[str]) -> PromptBank:
+        """The bank without its sensitive categories, but for those named in `sensitive`."""
+        kept = [not category.sensitive or category.name in sensitive for category in self.categories]
+        rows = np.repeat(kept, [len(category.options) for category in self.categories])
+        categories = tuple(category for category, keep in zip(self.categories, kept, strict=True) if keep)
+        return replace(self, categories=categories, vectors=self.vectors[rows])
 
     def to_bytes(self) -> bytes:
         """An .npz whose zip comment, its last 64 bytes, is the hex sha256 of all bytes before: any changed byte shows.
@@ -193,39 +193,12 @@ class PromptBank:
                 words = json.loads(archive.read("words.json"))
                 vectors = np.load(io.BytesIO(archive.read("vectors.npy")), allow_pickle=False)
             categories = tuple(
-                Category(c["name"], c["question"], tuple(c["options"]), tuple(c["labels"])) for c in words["categories"]
+                Category(c["name"], c["question"], tuple(c["options"]), tuple(c["labels"]), c["sensitive"])
+                for c in words["categories"]
             )
             return cls(categories, vectors, words["text_sha256"], words["image_sha256"], words["source"])
         except (ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise BundleError(f"{path}: sealed, but no prompt bank: {error}", remedy=MEND_BANK) from error
-
-
-@dataclass(frozen=True, eq=False)
-class Golden:
-    """A few inputs with the outputs that the fp32 graphs gave at export; the self-test at start compares.
-
-    frames: (f, H, W, 3) uint8 BGR -> boxes (f, A, 4), scores (f, A, K) float32.
-    crops: (c, S, S, 3) uint8 BGR -> embeddings (c, d) float32.
-    """
-
-    frames: Image
-    boxes: Floats
-    scores: Floats
-    crops: Image
-    embeddings: Floats
-
-    def write(self, path: Path) -> None:
-        with path.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **vars(self))
-
-    @classmethod
-    def read(cls, path: Path) -> Golden:
-        """Raises BundleError."""
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return cls(**{name: arrays[name] for name in ("frames", "boxes", "scores", "crops", "embeddings")})
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise BundleError(f"{path}: no golden inputs: {error}", remedy=MEND) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,7 +228,7 @@ def open_bundle(path: Path) -> Bundle:
     if not path.is_dir():
         raise BundleError(f"{path}: no bundle here", expected="a folder with manifest.json", remedy=MEND)
     manifest = Manifest.read(path / MANIFEST)
-    for name in (DETECTOR, IMAGE, TEXT, GOLDEN):
+    for name in (DETECTOR, IMAGE, TEXT, VOCABULARY, GOLDEN):
         if name not in manifest.files:
             raise BundleError(f"{path / MANIFEST}: files: no {name}", remedy=MEND)
     for name, wanted in manifest.files.items():

@@ -1,0 +1,278 @@
+"""The command line of the box, and the only place that wires its parts together."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import threading
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+import cv2
+import numpy as np
+
+from edge.backend import Session, open_session
+from edge.bundle import DETECTOR, GOLDEN, IMAGE, Bundle, open_bundle
+from edge.capture import Cameras, CameraState, image_files, read_image
+from edge.commands import Commands
+from edge.config import CropConfig, DetectConfig, RuntimeConfig, read_edge_config
+from edge.crop import cut
+from edge.detect import Detector
+from edge.draw import draw
+from edge.encode import Encoder
+from edge.errors import CaptureError, ConfigError
+from edge.events import Header
+from edge.golden import Golden
+from edge.pipeline import Described, Describer, Sender
+from edge.pipeline import run as loop
+from edge.publish import Publisher
+from edge.values import Frame, Image
+
+_PATH = click.Path(path_type=Path)
+
+
+def _picture(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+    """A file name whose ending says how to write it; refused before the long work, not after."""
+    if value is not None and value.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise click.BadParameter(f"{value} ends neither in .png nor in .jpg")
+    return value
+
+
+@click.group(cls=Commands, help="Lookout's box: finds people, describes them in words, publishes what it saw.")
+def main() -> None:
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+
+
+@main.command()
+@click.option(
+    "--config", type=_PATH, default=Path("configs/edge.toml"), show_default=True, help="What the box should do."
+)
+@click.option("--max-frames", type=click.IntRange(min=1), help="Stop after so many frames, of all cameras together.")
+@click.option("--draw", "picture", type=_PATH, callback=_picture, help="Save a picture of the fullest frame here.")
+def run(config: Path, max_frames: int | None, picture: Path | None) -> None:
+    """Describe the people before the cameras and publish them, until every file has ended or a signal comes."""
+    chosen = read_edge_config(config)
+    bundle = open_bundle(chosen.bundle)
+    stop = _stopped_by_signals()
+    seen = _Seen()
+    sender = Sender(chosen.device, bundle.manifest.seal(), chosen.match.top_k, chosen.publish.crops)
+    with (
+        _describer(bundle, chosen.detect, chosen.crop, chosen.match.sensitive, chosen.runtime) as describer,
+        Publisher(chosen.publish) as publisher,
+        Cameras(chosen.camera) as cameras,
+    ):
+        logging.info("%s: %d camera(s), bundle %s", chosen.device, len(chosen.camera), chosen.bundle)
+        start = time.monotonic()
+        loop(cameras, describer, sender, publisher, stop, seen, max_frames)
+    _print_summary(seen, describer, publisher, cameras.states, time.monotonic() - start)
+    if picture is not None and seen.crowded is not None:
+        _save(picture, _drawn(seen.crowded))
+        click.echo(f"picture: {picture}")
+    if cameras.failures:
+        raise cameras.failures[0]
+
+
+@main.command()
+@click.argument("paths", nargs=-1, required=True, type=_PATH, metavar="IMAGE|FOLDER...")
+@click.option("--bundle", type=_PATH, required=True, help="The bundle to describe with.")
+@click.option(
+    "--top-k", type=click.Choice(["1", "3", "5"]), default="1", show_default=True, help="Options per category."
+)
+@click.option("--sensitive", multiple=True, metavar="CATEGORY", help="Also answer this category marked as sensitive.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per image and line.")
+@click.option("--save-crops", type=_PATH, help="Save every person found into this folder.")
+@click.option("--draw", "picture", type=_PATH, callback=_picture, help="Save the described image; of several, each.")
+def describe(
+    paths: Sequence[Path],
+    bundle: Path,
+    top_k: str,
+    sensitive: Sequence[str],
+    as_json: bool,
+    save_crops: Path | None,
+    picture: Path | None,
+) -> None:
+    """Describe the people in pictures. A picture that cannot be read is reported, the others are described."""
+    files = [file for path in paths for file in (image_files(path) if path.is_dir() else [path])]
+    if not files:
+        raise CaptureError(f"{paths[0]}: no images in this folder")
+    unreadable: list[CaptureError] = []
+    with _describer(open_bundle(bundle), DetectConfig(), CropConfig(), sensitive, RuntimeConfig()) as describer:
+        for file in files:
+            try:
+                image = read_image(file)
+            except CaptureError as error:
+                click.echo(f"error: {error}", err=True)
+                unreadable.append(error)
+                continue
+            (described,) = describer([Frame(file.name, 0, file.stat().st_mtime, image)])
+            click.echo(_as_json(file, described, int(top_k)) if as_json else _as_text(file, described, int(top_k)))
+            if save_crops is not None:
+                _save_crops(save_crops, file, described)
+            if picture is not None:
+                own = picture if len(files) == 1 else picture.with_stem(f"{picture.stem}-{file.stem}")
+                _save(own, _drawn(described))
+    if unreadable:
+        raise CaptureError(f"{len(unreadable)} of {len(files)} images could not be read")
+
+
+@main.command()
+@click.argument("config", type=_PATH)
+def check(config: Path) -> None:
+    """Check a configuration, its bundle and its cameras' files, without running anything."""
+    chosen = read_edge_config(config)
+    bundle = open_bundle(chosen.bundle)
+    with Cameras(chosen.camera):
+        pass
+    categories = bundle.bank.permitted(chosen.match.sensitive).categories
+    for name in chosen.match.sensitive:
+        if name not in [category.name for category in bundle.bank.categories]:
+            raise ConfigError(f"{config}: match.sensitive: the bundle has no category {name!r}")
+    click.echo(f"{config}: good: {len(chosen.camera)} camera(s), bundle {bundle.manifest.name}")
+    click.echo(f"answers: {', '.join(category.name for category in categories)}")
+
+
+@main.command()
+@click.option("--bundle", type=_PATH, required=True)
+def selftest(bundle: Path) -> None:
+    """Run the bundle's golden inputs on this machine and compare: what a box does before it serves."""
+    opened = open_bundle(bundle)
+    with _sessions(opened, RuntimeConfig()) as (detector, encoder):
+        for line in _tested(opened, detector, encoder):
+            click.echo(line)
+
+
+@main.command()
+def schema() -> None:
+    """Print the JSON Schema of an event's header."""
+    click.echo(json.dumps(Header.model_json_schema(by_alias=True), indent=2))
+
+
+@contextmanager
+def _sessions(bundle: Bundle, runtime: RuntimeConfig) -> Iterator[tuple[Session, Session]]:
+    """Detector and image encoder, loaded."""
+    with (
+        open_session(bundle.file(DETECTOR), runtime.backend, threads=runtime.threads) as detector,
+        open_session(bundle.file(IMAGE), runtime.backend, threads=runtime.threads) as encoder,
+    ):
+        yield detector, encoder
+
+
+@contextmanager
+def _describer(
+    bundle: Bundle, detect: DetectConfig, crop: CropConfig, sensitive: Collection[str], runtime: RuntimeConfig
+) -> Iterator[Describer]:
+    """Everything between capture and publish, after the self-test: a box that fails it does not serve."""
+    with _sessions(bundle, runtime) as (detector, encoder):
+        _tested(bundle, detector, encoder)
+        facts = bundle.manifest
+        yield Describer(
+            bundle, Detector(detector, facts.detector, detect), Encoder(encoder, facts.encoder), crop, sensitive
+        )
+
+
+def _tested(bundle: Bundle, detector: Session, encoder: Session) -> list[str]:
+    golden = Golden.read(bundle.file(GOLDEN))
+    return [
+        f"{DETECTOR}: {golden.check_detector(detector, DETECTOR)}",
+        f"{IMAGE}: {golden.check_encoder(encoder, IMAGE, bundle.manifest.encoder.precision)}",
+    ]
+
+
+def _stopped_by_signals() -> threading.Event:
+    """Set by SIGINT or SIGTERM: the loop then ends after the frame at hand."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+class _Seen:
+    """Counts what the loop described, and keeps the frame with the most people."""
+
+    def __init__(self) -> None:
+        self.frames = self.people = self.skipped = 0
+        self.crowded: Described | None = None
+
+    def __call__(self, described: Described) -> None:
+        self.frames += 1
+        self.people += len(described.people)
+        self.skipped += described.skipped
+        if self.crowded is None or len(described.people) > len(self.crowded.people):
+            self.crowded = described
+
+
+def _print_summary(
+    seen: _Seen, describer: Describer, publisher: Publisher, cameras: Sequence[CameraState], seconds: float
+) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("stage", "median ms", "p95 ms", title="per frame")
+    for stage, taken in describer.timings.stages.items():
+        middle, high = np.percentile(taken, [50, 95])
+        table.add_row(stage, f"{middle:.1f}", f"{high:.1f}")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    console = Console()
+    console.print(table)
+    rate = seen.frames / seconds if seconds else 0.0
+    small = f" ({seen.skipped} more were too small to describe)" if seen.skipped else ""
+    console.print(f"{seen.frames} frames in {seconds:.1f} s ({rate:.1f}/s), {seen.people} people{small}")
+    console.print(f"{publisher.sent} events sent, {publisher.dropped} dropped as the queue was full")
+    for camera in cameras:
+        trouble = f"; {camera.error}" if camera.error else ""
+        console.print(
+            f"camera {camera.name}: {camera.frames} frames, {camera.dropped} dropped{trouble}", soft_wrap=True
+        )
+
+
+def _as_text(file: Path, described: Described, top_k: int) -> str:
+    lines = [
+        f"{file}: {len(described.people)} people" + (f", {described.skipped} too small" if described.skipped else "")
+    ]
+    for i, (box, score) in enumerate(zip(described.people.boxes, described.people.scores, strict=True)):
+        lines.append(f"\nperson {i + 1}: score {score:.2f}, box {' '.join(f'{edge:.0f}' for edge in box)}")
+        for answer in described.matches.answers(i, top_k):
+            lines.append(f"  Category: {answer.category.question}")
+            for choice in answer.top:
+                label = f" ({choice.label})" if choice.label else ""
+                lines.append(f"    {choice.option}{label}: {choice.probability:.2%}")
+    return "\n".join(lines)
+
+
+def _as_json(file: Path, described: Described, top_k: int) -> str:
+    people = [
+        {
+            "box": box.round(1).tolist(),
+            "score": round(float(score), 4),
+            "answers": {
+                answer.category.name: {choice.option: round(choice.probability, 4) for choice in answer.top}
+                for answer in described.matches.answers(i, top_k)
+            },
+        }
+        for i, (box, score) in enumerate(zip(described.people.boxes, described.people.scores, strict=True))
+    ]
+    return json.dumps({"image": str(file), "people": people, "skipped": described.skipped}, ensure_ascii=False)
+
+
+def _save_crops(folder: Path, file: Path, described: Described) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, box in enumerate(described.people.boxes, 1):
+        _save(folder / f"{file.stem}-person{i}.png", cut(described.frame.image, box))
+
+
+def _drawn(described: Described) -> Image:
+    return draw(described.frame, described.people, described.matches)
+
+
+def _save(path: Path, image: Image) -> None:
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise ConfigError(
+            f"{path}: cannot write this kind of picture", expected=".png or .jpg", got=path.suffix or "no ending"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(cv2.imencode(path.suffix, image)[1].tobytes())

@@ -63,6 +63,9 @@ class MatchConfig(Settings):
     """[match]: what is said of a person."""
 
     top_k: int = Field(default=3, ge=1, description="options reported per category")
+    sensitive: tuple[str, ...] = Field(
+        default=(), strict=False, description="categories the prompt file marks as sensitive that this box may answer"
+    )
 
 
 class PublishConfig(Settings):
@@ -147,7 +150,8 @@ def read_toml(path: Path, model: type[Model]) -> Model:
 
 
 def _config_error(path: Path, model: type[Settings], error: ValidationError) -> ConfigError:
-    first = error.errors()[0]
+    # a mistyped key is also a missing one: its own error says more
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in first["loc"])
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":

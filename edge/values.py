@@ -82,13 +82,14 @@ class Category:
     """One question and its possible answers.
 
     name: "sleeve length". question: "sleeve length of this person is". options: at least two, unique.
-    labels: one per option, its name in a second language, or None.
+    labels: one per option, its name in a second language, or None. sensitive: answered only where the owner says so.
     """
 
     name: str
     question: str
     options: tuple[str, ...]
     labels: tuple[str | None, ...]
+    sensitive: bool = False
 
     def __post_init__(self) -> None:
         if len(self.options) < 2 or len(set(self.options)) < len(self.options):

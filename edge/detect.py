@@ -1,0 +1,113 @@
+"""Frames to people: resize, run the detector, threshold, and one box per person."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from edge.backend import Session
+from edge.boxes import area
+from edge.boxes import iou as overlap_of
+from edge.bundle import DetectorFacts, ResizeMode
+from edge.config import DetectConfig, Overlap
+from edge.errors import BundleError
+from edge.values import Detections, Floats, Frame, Image
+
+PERSON = "person"
+_GREY = 128  # Darknet fills a letterbox with 0.5
+
+
+class Detector:
+    """Finds the people of each frame.
+
+    Raises BundleError where the bundle keeps no class "person".
+    """
+
+    def __init__(self, session: Session, facts: DetectorFacts, config: DetectConfig) -> None:
+        if PERSON not in facts.classes:
+            kept = ", ".join(facts.classes)
+            raise BundleError(
+                f"the detector keeps no class {PERSON!r}", got=kept, remedy="add it to `keep` in the recipe"
+            )
+        self._session, self._facts, self._config = session, facts, config
+        self._column = facts.classes.index(PERSON)
+
+    def __call__(self, frames: Sequence[Frame]) -> list[Detections]:
+        """One Detections per frame, in one run of the graph. Raises BackendError."""
+        if not frames:
+            return []
+        facts = self._facts
+        inputs = np.stack(
+            [fit(frame.image, facts.width, facts.height, facts.resize) for frame in frames]
+        )  # (f, H, W, 3)
+        outputs = self._session.run({"image": inputs})
+        return [
+            self._people(frame, boxes, scores)
+            for frame, boxes, scores in zip(frames, outputs["boxes"], outputs["scores"][..., self._column], strict=True)
+        ]
+
+    def _people(self, frame: Frame, boxes: Floats, scores: Floats) -> Detections:
+        """boxes: (A, 4) in 0..1 of the net input. scores: (A,)."""
+        likely = scores > self._config.threshold
+        placed = unfit(boxes[likely], frame.width, frame.height, self._facts)
+        return one_per_person(placed, scores[likely], self._config.iou, self._config.overlap)
+
+
+def fit(image: Image, width: int, height: int, resize: ResizeMode) -> Image:
+    """A frame as the net takes it: (height, width, 3) uint8 BGR.
+
+    stretch ignores the aspect ratio, as Darknet's own test code does; letterbox keeps it and fills with grey.
+    """
+    if resize == "stretch":
+        return _resized(image, width, height)
+    inner_w, inner_h, left, top = _inner(image.shape[1], image.shape[0], width, height)
+    canvas = np.full((height, width, 3), _GREY, np.uint8)
+    canvas[top : top + inner_h, left : left + inner_w] = _resized(image, inner_w, inner_h)
+    return canvas
+
+
+def unfit(boxes: Floats, frame_width: int, frame_height: int, facts: DetectorFacts) -> Floats:
+    """Boxes (n, 4) in 0..1 of the net input -> (n, 4) px of the frame, clipped to it. The inverse of `fit`."""
+    placed = np.array(boxes, np.float32)
+    xs, ys = placed[:, 0::2], placed[:, 1::2]  # views
+    if facts.resize == "letterbox":
+        inner_w, inner_h, left, top = _inner(frame_width, frame_height, facts.width, facts.height)
+        xs[:] = (xs * facts.width - left) / inner_w
+        ys[:] = (ys * facts.height - top) / inner_h
+    xs[:] = np.clip(xs * frame_width, 0, frame_width)
+    ys[:] = np.clip(ys * frame_height, 0, frame_height)
+    return placed
+
+
+def one_per_person(boxes: Floats, scores: Floats, iou: float, overlap: Overlap) -> Detections:
+    """One box per group of boxes that overlap by more than `iou`, best score first.
+
+    boxes: (n, 4) px x1 y1 x2 y2. scores: (n,). The best box left starts a group and takes every box along whose IoU
+    with it is greater than `iou`. nms (greedy non-maximum suppression) keeps the best box, merge the group's union.
+    Boxes without area are nobody.
+    """
+    order = np.argsort(-scores, kind="stable")
+    order = order[area(boxes[order]) > 0]
+    kept, scored = [], []
+    while len(order):
+        best = order[0]
+        grouped = overlap_of(boxes[best], boxes[order]) > iou
+        grouped[0] = True  # a box belongs to itself, whatever `iou` and rounding say
+        group, order = order[grouped], order[~grouped]
+        union = np.concatenate([boxes[group, :2].min(axis=0), boxes[group, 2:].max(axis=0)])
+        kept.append(union if overlap == "merge" else boxes[best])
+        scored.append(scores[best])
+    return Detections(np.stack(kept), np.array(scored, np.float32)) if kept else Detections.empty()
+
+
+def _inner(frame_width: int, frame_height: int, width: int, height: int) -> tuple[int, int, int, int]:
+    """Width, height, left, top (px) of the picture inside its letterbox."""
+    scale = min(width / frame_width, height / frame_height)
+    inner_w, inner_h = max(1, round(frame_width * scale)), max(1, round(frame_height * scale))
+    return inner_w, inner_h, (width - inner_w) // 2, (height - inner_h) // 2
+
+
+def _resized(image: Image, width: int, height: int) -> Image:
+    return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)

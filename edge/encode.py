@@ -1,0 +1,24 @@
+"""Crops to unit vectors, in batches of a size the encoder takes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edge.backend import Session
+from edge.bundle import EncoderFacts
+from edge.values import Floats, Image
+
+MAX_BATCH = 32  # bounds the memory of one run: a crowd is encoded in several
+
+
+class Encoder:
+    """The image tower."""
+
+    def __init__(self, session: Session, facts: EncoderFacts) -> None:
+        self._session, self._facts = session, facts
+
+    def __call__(self, crops: Image) -> Floats:
+        """(n, S, S, 3) uint8 BGR -> (n, d) float32, unit rows; n may be 0. Raises BackendError."""
+        runs = [crops[start : start + MAX_BATCH] for start in range(0, len(crops), MAX_BATCH)]
+        vectors = [np.asarray(self._session.run({"image": run})["embedding"], np.float32) for run in runs]
+        return np.concatenate(vectors) if vectors else np.zeros((0, self._facts.dim), np.float32)

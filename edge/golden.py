@@ -1,0 +1,83 @@
+"""Golden inputs and outputs: what the graphs said at export, and whether a session still says it."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edge.backend import Session
+from edge.boxes import iou
+from edge.bundle import MEND, Precision
+from edge.errors import BundleError
+from edge.values import Floats, Image
+
+MIN_COSINE: dict[Precision, float] = {"fp32": 0.99999, "fp16": 0.999}
+MIN_IOU, MAX_SCORE_GAP = 0.98, 0.01
+SEEN = 0.1  # boxes below this score are noise; their place does not matter
+
+
+@dataclass(frozen=True, eq=False)
+class Golden:
+    """A few inputs with the outputs that the fp32 graphs gave at export; the self-test at start compares.
+
+    frames: (f, H, W, 3) uint8 BGR -> boxes (f, A, 4), scores (f, A, K) float32.
+    crops: (c, S, S, 3) uint8 BGR -> embeddings (c, d) float32.
+    """
+
+    frames: Image
+    boxes: Floats
+    scores: Floats
+    crops: Image
+    embeddings: Floats
+
+    def write(self, path: Path) -> None:
+        with path.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **vars(self))
+
+    @classmethod
+    def read(cls, path: Path) -> Golden:
+        """Raises BundleError."""
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return cls(**{name: arrays[name] for name in ("frames", "boxes", "scores", "crops", "embeddings")})
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise BundleError(f"{path}: no golden inputs: {error}", remedy=MEND) from error
+
+    def check_detector(self, session: Session, name: str) -> str:
+        """Compare a detector with the golden boxes -> the figures in one line. Raises BundleError, BackendError."""
+        outputs = session.run({"image": self.frames})
+        seen = self.scores.max(axis=-1) > SEEN  # (f, A)
+        place = float(iou(outputs["boxes"][seen], self.boxes[seen]).min(initial=1))
+        gap = float(np.abs(outputs["scores"] - self.scores).max(initial=0))
+        # NaN is no number that a comparison lets pass
+        if not place >= MIN_IOU:
+            raise BundleError(
+                f"{name}: boxes differ from golden.npz", expected=f"IoU >= {MIN_IOU}", got=f"{place:.4f}", remedy=MEND
+            )
+        if not gap <= MAX_SCORE_GAP:
+            raise BundleError(
+                f"{name}: scores differ from golden.npz", expected=f"<= {MAX_SCORE_GAP}", got=f"{gap:.4f}", remedy=MEND
+            )
+        return f"{int(seen.sum())} boxes, smallest IoU {place:.4f}, largest score difference {gap:.1e}"
+
+    def check_encoder(self, session: Session, name: str, precision: Precision) -> str:
+        """Compare an encoder with the golden crops -> the figures in one line. Raises BundleError, BackendError."""
+        embeddings = session.run({"image": self.crops})["embedding"]
+        return check_cosine(embeddings, self.embeddings, name, precision)
+
+
+def check_cosine(candidate: Floats, reference: Floats, name: str, precision: Precision) -> str:
+    """Compare unit rows (n, d) pair by pair -> the figures in one line. Raises BundleError."""
+    cosine = float((candidate * reference).sum(axis=1).min(initial=1))
+    length = float(np.abs(np.linalg.norm(candidate, axis=1) - 1).max(initial=0))
+    if not (cosine >= MIN_COSINE[precision] and length <= 1e-3):
+        raise BundleError(
+            f"{name}: embeddings differ from the fp32 reference",
+            expected=f"unit length, cosine >= {MIN_COSINE[precision]}",
+            got=f"length off by {length:.1e}, cosine {cosine:.6f}",
+            remedy=MEND,
+        )
+    return f"{len(reference)} embeddings, smallest cosine {cosine:.6f}"

@@ -1,0 +1,50 @@
+"""Events out of the box: a ZeroMQ PUSH socket whose bounded queue never makes the camera loop wait."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+import zmq
+
+from edge.config import PublishConfig
+from edge.errors import ConfigError
+from edge.events import Event, encode
+
+
+class Publisher:
+    """Queues events for the collector; what the full queue cannot take is dropped and counted.
+
+    sent: events handed to the queue. dropped: events the full queue refused. Raises ConfigError on an address that
+    ZeroMQ cannot use.
+    """
+
+    def __init__(self, config: PublishConfig) -> None:
+        self.sent = self.dropped = 0
+        self._linger = config.linger_ms
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.PUSH)
+        self._socket.set_hwm(config.queue)
+        try:
+            self._socket.connect(config.address)
+        except zmq.ZMQError as error:
+            self.close()
+            raise ConfigError(f"publish.address: {config.address}: {error}") from error
+
+    def send(self, event: Event) -> None:
+        """Queue one event, or drop it at once when the queue is full."""
+        try:
+            self._socket.send_multipart(encode(event), zmq.NOBLOCK)
+            self.sent += 1
+        except zmq.Again:
+            self.dropped += 1
+
+    def close(self) -> None:
+        """Wait at most `linger_ms` for the queue to empty, then let go."""
+        self._socket.close(linger=self._linger)
+        self._context.term()
+
+    def __enter__(self) -> Publisher:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()

@@ -1,0 +1,243 @@
+"""A recipe becomes a bundle: each step in order; those whose inputs did not change are taken from the bundle before."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx
+
+from edge.backend import open_session
+from edge.bundle import (
+    DETECTOR,
+    GOLDEN,
+    IMAGE,
+    TEXT,
+    VOCABULARY,
+    Bundle,
+    DetectorFacts,
+    EncoderFacts,
+    Manifest,
+    Precision,
+    PromptBank,
+    open_bundle,
+    sha256_of,
+)
+from edge.errors import BundleError
+from edge.golden import check_cosine
+from export.checkpoint import openai_state, read_checkpoint
+from export.clip import ClipGraphs, onnx_from_clip
+from export.darknet import onnx_from_darknet
+from export.pack import bundle_from_parts, reuse, workplace
+from export.prompts import bank_from_prompts, prompt_tokens, read_prompts
+from export.recipe import DetectorRecipe, EncoderRecipe, Recipe, resolve
+from export.tokenizer import Tokenizer
+from export.verify import golden_from_picture
+
+Say = Callable[[str, str], None]  # (step, what became of it)
+_LOGIT_SCALE = "logit_scale"  # the one fact of image.onnx that no shape tells: kept in its metadata
+
+
+def build(recipe: Recipe, target: Path, *, mirror: Path | None, cache: Path, say: Say) -> Bundle:
+    """Make or renew the bundle at `target`.
+
+    mirror, cache: where official files are looked for first, and where they are kept. say: is told how each step ended.
+    Raises ConfigError, ModelError, BundleError (a graph that verify refuses), BackendError; `target` then is as it was.
+    """
+    d, e = recipe.detector, recipe.encoder
+    prompts = read_prompts(recipe.prompts)  # the operator's mistakes come before the long work
+    cfg, weights, checkpoint, vocabulary = (
+        resolve(ref, mirror=mirror, cache=cache) for ref in (d.cfg, d.weights, e.checkpoint, e.vocabulary)
+    )
+    tokenizer = Tokenizer(vocabulary)
+    tokens = prompt_tokens(recipe.prompts, prompts, tokenizer)
+    inputs = (cfg, weights, checkpoint, vocabulary, recipe.golden, recipe.prompts)
+    sums = {path: sha256_of(path) for path in inputs}
+
+    @functools.cache
+    def detector_graph(precision: Precision) -> bytes:
+        keep = [d.classes.index(name) for name in d.keep]
+        graph = onnx_from_darknet(cfg, weights, size=d.size, keep=keep, precision=precision, bn_epsilon=d.bn_epsilon)
+        return graph.SerializeToString()
+
+    @functools.cache
+    def clip_graphs(precision: Precision) -> ClipGraphs:
+        graphs = onnx_from_clip(openai_state(read_checkpoint(checkpoint)), precision=precision)
+        onnx.helper.set_model_props(graphs.image, {_LOGIT_SCALE: repr(graphs.logit_scale)})
+        return graphs
+
+    with workplace(target) as folder:
+        steps = _Steps(folder, _opened(target, say), say)
+
+        def make_detector() -> str:
+            (folder / DETECTOR).write_bytes(detector_graph(d.precision))
+            return f"{cfg.name}, {d.size} px, {d.precision}"
+
+        def make_encoder() -> str:
+            graphs = clip_graphs(e.precision)
+            (folder / IMAGE).write_bytes(graphs.image.SerializeToString())
+            (folder / TEXT).write_bytes(graphs.text.SerializeToString())
+            shutil.copyfile(vocabulary, folder / VOCABULARY)
+            return f"{checkpoint.name}, {graphs.image_size} px, {e.precision}"
+
+        network = [sums[cfg], sums[weights], d.size, d.classes, d.keep, d.bn_epsilon, _code("darknet*.py")]
+        towers = [sums[checkpoint], sums[vocabulary], _code("clip.py", "checkpoint.py")]
+        steps.run("detector", [DETECTOR], [*network, d.precision], make_detector)
+        steps.run("encoder", [IMAGE, TEXT, VOCABULARY], [*towers, e.precision], make_encoder)
+        detector_facts, encoder_facts = _detector_facts(folder / DETECTOR, d), _encoder_facts(folder / IMAGE, e)
+
+        def make_golden() -> str:
+            siblings = clip_graphs("fp32")
+            with (
+                open_session(detector_graph("fp32")) as detector,
+                open_session(siblings.image.SerializeToString()) as image,
+                open_session(siblings.text.SerializeToString()) as text,
+            ):
+                golden = golden_from_picture(recipe.golden, detector, detector_facts, image, encoder_facts)
+                words = text.run({"tokens": tokens})["embedding"]
+            golden.write(folder / GOLDEN)
+            with open_session(folder / DETECTOR) as detector:
+                boxes = golden.check_detector(detector, DETECTOR)
+            with open_session(folder / IMAGE) as image:
+                crops = golden.check_encoder(image, IMAGE, e.precision)
+            with open_session(folder / TEXT) as text:
+                check_cosine(text.run({"tokens": tokens})["embedding"], words, TEXT, e.precision)
+            return f"{boxes}; {crops}"
+
+        facts = [detector_facts.model_dump(), encoder_facts.model_dump()]
+        looks = [
+            sums[recipe.golden],
+            sums[recipe.prompts],
+            _code("verify.py", "../edge/golden.py", "../edge/detect.py", "../edge/crop.py"),
+        ]
+        steps.run("verify", [GOLDEN], [*network, *towers, *facts, *looks], make_golden)
+
+        sha256s = {path.name: sha256_of(path) for path in folder.iterdir()}
+        bank = steps.words(
+            [
+                sums[recipe.prompts],
+                sha256s[TEXT],
+                sha256s[IMAGE],
+                sha256s[VOCABULARY],
+                _code("prompts.py", "tokenizer.py"),
+            ],
+            lambda: bank_from_bundle_parts(folder, recipe.prompts, sha256s),
+        )
+        manifest = Manifest(
+            name=recipe.name,
+            made_by=f"lookout {version('lookout')}",
+            detector=detector_facts,
+            encoder=encoder_facts,
+            files=dict(sorted(sha256s.items())),
+            steps=steps.keys,
+        )
+        return bundle_from_parts(folder, manifest, bank, target)
+
+
+def embed_prompts(prompts: Path, bundle: Bundle) -> PromptBank:
+    """The bank of one prompt file for this bundle. Raises ConfigError, BundleError, BackendError."""
+    return bank_from_bundle_parts(bundle.path, prompts, bundle.manifest.files)
+
+
+def bank_from_bundle_parts(folder: Path, prompts: Path, sha256s: Mapping[str, str]) -> PromptBank:
+    """The bank of one prompt file, by the text tower and the vocabulary that lie in `folder`."""
+    tokenizer = Tokenizer(folder / VOCABULARY)
+    with open_session(folder / TEXT) as text:
+        words = read_prompts(prompts)
+        return bank_from_prompts(
+            prompts, words, tokenizer, text, text_sha256=sha256s[TEXT], image_sha256=sha256s[IMAGE]
+        )
+
+
+def _opened(target: Path, say: Say) -> Bundle | None:
+    if not target.exists():
+        return None
+    try:
+        return open_bundle(target)
+    except BundleError as error:
+        say("bundle", f"the one before is of no use ({error.what}): every step runs")
+        return None
+
+
+class _Steps:
+    """Runs a step, or takes its files from the bundle before where its inputs' key is the same."""
+
+    def __init__(self, folder: Path, old: Bundle | None, say: Say) -> None:
+        self._folder, self._old, self._say = folder, old, say
+        self.keys: dict[str, str] = {}
+
+    def run(self, name: str, files: Sequence[str], inputs: Sequence[object], make: Callable[[], str]) -> None:
+        """make: writes the step's files and says what it made."""
+        self.keys[name] = _key(inputs)
+        if self._old and self._old.manifest.steps.get(name) == self.keys[name]:
+            reuse({file: self._old.file(file) for file in files}, self._folder)
+            self._say(name, "unchanged")
+            return
+        start = time.perf_counter()
+        made = make()
+        self._say(name, f"{made} ({time.perf_counter() - start:.1f} s)")
+
+    def words(self, inputs: Sequence[object], make: Callable[[], PromptBank]) -> PromptBank:
+        """The same for the bank, which `python -m export prompts` may have replaced since."""
+        key = _key(inputs)
+        if self._old and self._old.manifest.steps.get("prompts") == f"{key} {self._old.bank.sha256}":
+            bank = self._old.bank
+            self._say("prompts", "unchanged")
+        else:
+            start = time.perf_counter()
+            bank = make()
+            said = f"{bank.source}: {len(bank.categories)} categories, {len(bank.vectors)} options"
+            self._say("prompts", f"{said} ({time.perf_counter() - start:.1f} s)")
+        self.keys["prompts"] = f"{key} {bank.sha256}"
+        return bank
+
+
+def _detector_facts(graph: Path, recipe: DetectorRecipe) -> DetectorFacts:
+    model = onnx.load(graph)
+    _, height, width, _ = _dims(model.graph.input[0])
+    _, anchors, _ = _dims(model.graph.output[0])
+    return DetectorFacts(
+        height=height,
+        width=width,
+        resize=recipe.resize,
+        classes=recipe.keep,
+        anchors=anchors,
+        precision=recipe.precision,
+        bn_epsilon=recipe.bn_epsilon,
+    )
+
+
+def _encoder_facts(graph: Path, recipe: EncoderRecipe) -> EncoderFacts:
+    model = onnx.load(graph)
+    _, size, _, _ = _dims(model.graph.input[0])
+    _, dim = _dims(model.graph.output[0])
+    red, green, blue = recipe.fill_rgb
+    return EncoderFacts(
+        size=size,
+        dim=dim,
+        square=recipe.square,
+        fill_bgr=(blue, green, red),
+        logit_scale=float({entry.key: entry.value for entry in model.metadata_props}[_LOGIT_SCALE]),
+        precision=recipe.precision,
+    )
+
+
+def _dims(tensor: onnx.ValueInfoProto) -> list[int]:
+    return [axis.dim_value for axis in tensor.type.tensor_type.shape.dim]
+
+
+def _key(inputs: Sequence[object]) -> str:
+    return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()
+
+
+def _code(*patterns: str) -> str:
+    """sha256 over the source files of export/ that a step runs: a changed exporter is a changed input."""
+    here = Path(__file__).parent
+    files = sorted(file for pattern in patterns for file in here.glob(pattern))
+    return _key([sha256_of(file) for file in files])

@@ -1,0 +1,105 @@
+"""The bundle's folder: written beside the old one, then put in its place in one step."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from edge.bundle import MANIFEST, PROMPTS, Bundle, Manifest, PromptBank, open_bundle
+from edge.errors import ConfigError
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
+
+
+@contextmanager
+def workplace(target: Path) -> Iterator[Path]:
+    """An empty folder beside `target`, on the same file system; what is left of it afterwards is removed.
+
+    Raises ConfigError while another export is at work beside it.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    parent = os.open(target.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(
+            parent, fcntl.LOCK_EX | fcntl.LOCK_NB
+        )  # let go by the system when the process ends, however it ends
+        for dead in target.parent.glob(f".{target.name}.*.part"):  # of an export that was killed
+            shutil.rmtree(dead, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+        folder.chmod(0o755)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    except BlockingIOError as error:
+        raise ConfigError(f"{target.parent}: another export is at work here", remedy="wait for its end") from error
+    finally:
+        os.close(parent)
+
+
+def bundle_from_parts(folder: Path, manifest: Manifest, bank: PromptBank, target: Path) -> Bundle:
+    """Finish `folder`, which holds the files the manifest names, and put it in `target`'s place.
+
+    A reader, or a kill at any moment, finds the old bundle or the new one, whole. Raises BundleError where the parts do
+    not fit together, OSError.
+    """
+    (folder / MANIFEST).write_text(manifest.to_json())
+    (folder / PROMPTS).write_bytes(bank.to_bytes())
+    open_bundle(folder)
+    for path in [*folder.iterdir(), folder]:
+        _sync(path)
+    if target.exists():
+        _exchange(folder, target)
+    else:
+        folder.rename(target)
+    _sync(target.parent)
+    return open_bundle(target)
+
+
+def replace_bank(bundle: Bundle, bank: PromptBank) -> None:
+    """Put new words under a bundle, which may be in use: prompts.npz alone changes, in one rename. Raises OSError."""
+    part = bundle.file(f".{PROMPTS}.part")
+    part.write_bytes(bank.to_bytes())
+    _sync(part)
+    part.replace(bundle.file(PROMPTS))
+    _sync(bundle.path)
+
+
+def reuse(old: Mapping[str, Path], folder: Path) -> None:
+    """Give `folder` the same files, as hard links where it can: a bundle's files are never written again."""
+    for name, path in old.items():
+        try:
+            os.link(path, folder / name)
+        except OSError:
+            shutil.copyfile(path, folder / name)
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Swap two folders' names at once (Linux's renameat2).
+
+    Where the system or the file system cannot, two renames, between which `old` is absent for a moment.
+    """
+    if sys.platform == "linux":
+        swap = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+        if swap and swap(_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(old), _RENAME_EXCHANGE) == 0:
+            return
+    aside = Path(tempfile.mkdtemp(prefix=f".{old.name}.", suffix=".part", dir=old.parent))
+    old.rename(aside / old.name)
+    new.rename(old)
+    shutil.rmtree(aside)
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold what was written."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

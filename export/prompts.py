@@ -1,0 +1,109 @@
+"""The words: prompts/*.toml, and their vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field
+
+from edge.backend import Session
+from edge.bundle import PromptBank
+from edge.config import Settings, read_toml
+from edge.errors import ConfigError, LookoutError
+from edge.values import Category, Floats
+from export.tokenizer import Tokenizer
+
+_BATCH = 64  # phrases in one run of the text tower
+Words = Annotated[str, Field(min_length=1, max_length=1000)]
+
+
+class OptionPrompts(Settings):
+    """One possible answer, said in several ways."""
+
+    name: Words
+    label: Words | None = Field(default=None, description="the name in a second language")
+    phrases: tuple[str, ...] = Field(min_length=1, strict=False, description="their vectors are averaged: an ensemble")
+
+
+class CategoryPrompts(Settings):
+    """One [[category]]: a question and its options."""
+
+    name: Words
+    question: Words = Field(description="how a report begins: 'gender of this person is'")
+    sensitive: bool = Field(default=False, description="answered only where the box's [match] sensitive names it")
+    option: tuple[OptionPrompts, ...] = Field(strict=False)
+
+
+class Prompts(Settings):
+    """prompts/*.toml."""
+
+    category: tuple[CategoryPrompts, ...] = Field(min_length=1, strict=False)
+
+
+def read_prompts(path: Path) -> Prompts:
+    """Raises ConfigError with file, category and phrase: fewer than two options, a duplicate, an empty phrase."""
+    prompts = read_toml(path, Prompts)
+    for twice in _twice(category.name for category in prompts.category):
+        raise ConfigError(f"{path}: two categories are named {twice!r}")
+    for category in prompts.category:
+        where = f"{path}: category {category.name!r}"
+        if len(category.option) < 2:
+            raise ConfigError(f"{where}: too few options", expected="two or more", got=len(category.option))
+        for twice in _twice(option.name for option in category.option):
+            raise ConfigError(f"{where}: two options are named {twice!r}")
+        for option in category.option:
+            if any(not phrase.strip() for phrase in option.phrases):
+                raise ConfigError(f"{where}: option {option.name!r} has an empty phrase")
+        for twice in _twice(
+            " ".join(phrase.lower().split()) for option in category.option for phrase in option.phrases
+        ):
+            raise ConfigError(f"{where}: the phrase {twice!r} stands twice")
+    return prompts
+
+
+def bank_from_prompts(
+    path: Path, prompts: Prompts, tokenizer: Tokenizer, text: Session, *, text_sha256: str, image_sha256: str
+) -> PromptBank:
+    """Embed the words: an option's vector is the renormalised mean of its phrases' unit vectors.
+
+    path: for messages and as the bank's source. text: a session of text.onnx. Raises ConfigError for a phrase of too
+    many tokens, BackendError.
+    """
+    phrases = [phrase for category in prompts.category for option in category.option for phrase in option.phrases]
+    tokens = prompt_tokens(path, prompts, tokenizer)  # (p, context)
+    runs = [text.run({"tokens": tokens[i : i + _BATCH]})["embedding"] for i in range(0, len(phrases), _BATCH)]
+    embeddings: Floats = np.concatenate(runs)  # (p, d)
+    counts = [len(option.phrases) for category in prompts.category for option in category.option]
+    means = np.stack([part.mean(axis=0) for part in np.split(embeddings, np.cumsum(counts)[:-1])])  # (m, d)
+    vectors = (means / np.linalg.norm(means, axis=1, keepdims=True)).astype(np.float32)
+    categories = tuple(
+        Category(c.name, c.question, tuple(o.name for o in c.option), tuple(o.label for o in c.option), c.sensitive)
+        for c in prompts.category
+    )
+    return PromptBank(categories, vectors, text_sha256, image_sha256, path.name)
+
+
+def _twice(names: Iterator[str]) -> Iterator[str]:
+    seen = set()
+    for name in names:
+        if name in seen:
+            yield name
+        seen.add(name)
+
+
+def prompt_tokens(
+    path: Path, prompts: Prompts, tokenizer: Tokenizer
+) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
+    """(p, context) int64, all phrases in order. Raises ConfigError for a phrase of too many tokens."""
+    rows = []
+    for category in prompts.category:
+        for option in category.option:
+            try:
+                rows.append(tokenizer.encode(option.phrases))
+            except LookoutError as error:
+                where = f"{path}: category {category.name!r}: option {option.name!r}"
+                raise ConfigError(f"{where}: {error.what}", expected=error.expected, got=error.got) from error
+    return np.concatenate(rows)

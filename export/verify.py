@@ -1,0 +1,50 @@
+"""The gate: golden inputs are described by the fp32 graphs, and every graph that is packed must agree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from edge.backend import Session
+from edge.bundle import DetectorFacts, EncoderFacts
+from edge.config import DetectConfig
+from edge.crop import crops_of
+from edge.detect import Detector, fit
+from edge.errors import ConfigError
+from edge.golden import Golden
+from edge.values import Detections, Frame
+
+_PEOPLE = 4  # golden crops per picture
+
+
+def golden_from_picture(
+    picture: Path, detector: Session, detector_facts: DetectorFacts, encoder: Session, encoder_facts: EncoderFacts
+) -> Golden:
+    """Golden inputs from one picture and its mirror image, with the outputs of these two fp32 sessions.
+
+    The crops are the people found; where a detector finds none (a network with random weights), fixed parts of the
+    picture. Raises ConfigError for a picture that cannot be read, BackendError.
+    """
+    image = cv2.imread(str(picture), cv2.IMREAD_COLOR)
+    if image is None:
+        raise ConfigError(f"{picture}: no picture; the recipe names it as golden")
+    frames = [Frame("golden", i, 0.0, np.asarray(view, np.uint8)) for i, view in enumerate((image, image[:, ::-1]))]
+    people = Detector(detector, detector_facts, DetectConfig())(frames)
+    crops = [
+        crops_of(frame, found[:_PEOPLE] if len(found) else _quarters(frame), encoder_facts)
+        for frame, found in zip(frames, people, strict=True)
+    ]
+    inputs = np.stack(
+        [fit(f.image, detector_facts.width, detector_facts.height, detector_facts.resize) for f in frames]
+    )
+    boxes = detector.run({"image": inputs})
+    embeddings = encoder.run({"image": np.concatenate(crops)})
+    return Golden(inputs, boxes["boxes"], boxes["scores"], np.concatenate(crops), embeddings["embedding"])
+
+
+def _quarters(frame: Frame) -> Detections:
+    x, y = frame.width / 2, frame.height / 2
+    boxes = np.array([[0, 0, x, y], [x, 0, 2 * x, y], [0, y, x, 2 * y], [x, y, 2 * x, 2 * y]], np.float32)
+    return Detections(boxes, np.ones(4, np.float32))
