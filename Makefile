@@ -1,0 +1,51 @@
+# Everything runs in .venv, which the first target that needs it makes.
+PYTHON ?= python3
+MODELS ?= full
+BIN := .venv/bin
+STORE := out/results.db
+ADDRESS := tcp://127.0.0.1:5577
+
+.PHONY: setup run test check lint export collect bench clean
+.DEFAULT_GOAL := run
+
+setup: .venv/ready
+
+.venv/ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Lookout needs Python 3.10 or newer: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[export,dev]'
+	@touch $@
+
+# The main job on the sample video: export, watch, describe, publish, collect. VIDEO=path names a copy of vtest.avi.
+run: setup
+	@mkdir -p out && rm -f $(STORE) $(STORE)-wal $(STORE)-shm
+	@$(BIN)/python -m export build configs/models-mini.toml
+	@video=$$($(BIN)/python -m export sample $(if $(VIDEO),--video '$(VIDEO)')) && ln -sf "$$video" out/vtest.avi
+	@$(BIN)/collector run --bind $(ADDRESS) --store $(STORE) & collector=$$!; \
+	  $(BIN)/edge run --config configs/demo.toml --draw out/demo.png >out/edge.txt 2>out/edge.log; code=$$?; \
+	  kill -TERM $$collector; wait $$collector || code=$$?; \
+	  cat out/edge.txt; [ $$code = 0 ] || cat out/edge.log; exit $$code
+
+test: check
+	$(BIN)/python -m pytest
+
+check: lint
+	$(BIN)/mypy
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+export: setup
+	$(BIN)/python -m export build configs/models-$(MODELS).toml
+
+collect: setup
+	@mkdir -p out
+	$(BIN)/collector run --bind $(ADDRESS) --store $(STORE)
+
+bench: setup
+	$(BIN)/python -m tests.bench
+
+clean:
+	rm -rf .venv out build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,179 @@
+"""The export commands on real files: bundles, skipped steps, kills, new words."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from edge.bundle import PromptBank, open_bundle
+from edge.errors import BundleError
+from tests.flow.conftest import ROOT, command, starter
+
+MINI = ROOT / "export/mini"
+
+
+def test_bundle_holds_what_the_contract_says(mini: Path) -> None:
+    bundle = open_bundle(mini)
+    assert sorted(path.name for path in mini.iterdir()) == sorted([*bundle.manifest.files, "manifest.json", "prompts.npz"])
+    detector, encoder = bundle.manifest.detector, bundle.manifest.encoder
+    session = onnxruntime.InferenceSession(str(mini / "detector.onnx"))
+    pictures = np.zeros((3, detector.height, detector.width, 3), np.uint8)
+    boxes, scores = session.run(["boxes", "scores"], {"image": pictures})
+    assert boxes.shape == (3, detector.anchors, 4)
+    assert scores.shape == (3, detector.anchors, len(detector.classes))
+    session = onnxruntime.InferenceSession(str(mini / "image.onnx"))
+    (vectors,) = session.run(["embedding"], {"image": np.zeros((2, encoder.size, encoder.size, 3), np.uint8)})
+    assert vectors.shape == (2, encoder.dim) == (2, bundle.bank.vectors.shape[1])
+    assert len(bundle.bank.categories) == 13
+
+
+def test_second_build_skips_every_step_and_a_changed_input_only_its_own(mini: Path, tmp_path: Path) -> None:
+    shutil.copytree(mini, tmp_path / "engines/mini")
+    before = (mini / "manifest.json").read_bytes()
+    said = command("export", "build", "configs/models-mini.toml", "--engines", tmp_path / "engines").stderr
+    assert said.count("unchanged") == 4, said
+    assert (tmp_path / "engines/mini/manifest.json").read_bytes() == before
+
+    recipe = (ROOT / "configs/models-mini.toml").read_text().replace('"../', f'"{ROOT}/')
+    words = tmp_path / "words.toml"
+    words.write_text((ROOT / "prompts/person-mini.toml").read_text().replace("a photo of a man", "one photo of a man"))
+    (tmp_path / "recipe.toml").write_text(recipe.replace(f"{ROOT}/prompts/person-mini.toml", str(words)))
+    said = command("export", "build", tmp_path / "recipe.toml", "--engines", tmp_path / "engines").stderr
+    assert [line.split()[0] for line in said.splitlines() if "unchanged" in line] == ["detector", "encoder"], said
+
+    (tmp_path / "recipe.toml").write_text(recipe.replace("size = 416", "size = 320"))
+    said = command("export", "build", tmp_path / "recipe.toml", "--engines", tmp_path / "engines").stderr
+    assert [line.split()[0] for line in said.splitlines() if "unchanged" in line] == ["encoder"], said
+    assert open_bundle(tmp_path / "engines/mini").manifest.detector.width == 320
+
+
+def test_damaged_bundle_is_built_anew(mini: Path, tmp_path: Path) -> None:
+    shutil.copytree(mini, tmp_path / "mini")
+    data = bytearray((tmp_path / "mini/image.onnx").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "mini/image.onnx").write_bytes(data)
+    with pytest.raises(BundleError, match=r"image\.onnx: damaged.*make export"):
+        open_bundle(tmp_path / "mini")
+    said = command("export", "build", "configs/models-mini.toml", "--engines", tmp_path).stderr
+    assert "unchanged" not in said
+    open_bundle(tmp_path / "mini")
+
+
+def test_killed_at_any_moment_the_old_bundle_is_whole(mini: Path, tmp_path: Path) -> None:
+    shutil.copytree(mini, tmp_path / "mini")
+    recipes = []
+    for size in (320, 352):  # each build has work to do, and its result is told from the one before
+        text = (ROOT / "configs/models-mini.toml").read_text().replace('"../', f'"{ROOT}/')
+        recipes.append(tmp_path / f"{size}.toml")
+        recipes[-1].write_text(text.replace("size = 416", f"size = {size}"))
+    start = time.monotonic()
+    command("export", "build", recipes[0], "--engines", tmp_path)
+    whole = time.monotonic() - start
+    seed = random.randrange(1000)
+    chance = random.Random(seed)
+    for turn in range(8):
+        wait = chance.uniform(0.3, 1.05) * whole
+        with subprocess.Popen(
+            [sys.executable, *starter("export"), "build", recipes[(turn + 1) % 2], "--engines", tmp_path],
+            cwd=ROOT,
+            stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        ) as process:
+            try:
+                process.wait(wait)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+        assert open_bundle(tmp_path / "mini").manifest.detector.width in (320, 352), f"seed {seed}, killed after {wait:.2f} s"
+    command("export", "build", recipes[0], "--engines", tmp_path)
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".part")], "a killed export's remains stay"
+
+
+def test_prompts_change_the_bank_alone(mini: Path, tmp_path: Path) -> None:
+    shutil.copytree(mini, tmp_path / "mini")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "mini").iterdir()}
+    words = tmp_path / "words.toml"
+    words.write_text(
+        '[[category]]\nname = "top"\nquestion = "top is"\noption = [\n'
+        '{ name = "red", label = "赤", phrases = ["a person wearing a red top"] },\n'
+        '{ name = "black", phrases = ["a person wearing a black top", "black top"] },\n]\n'
+    )
+    command("export", "prompts", words, "--bundle", tmp_path / "mini")
+    after = {path.name: path.read_bytes() for path in (tmp_path / "mini").iterdir()}
+    assert {name for name in before if before[name] != after[name]} == {"prompts.npz"}
+    assert set(before) == set(after)
+    bank = PromptBank.read(tmp_path / "mini/prompts.npz")
+    assert bank.categories[0].options == ("red", "black")
+    assert bank.categories[0].labels == ("赤", None)
+
+
+def _words(options: str) -> str:
+    return f'[[category]]\nname = "top"\nquestion = "q"\noption = [{options}]\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (_words('{ name = "red", phrases = ["red"] }'), "category 'top': too few options"),
+        (_words('{ name = "a", phrases = ["x"] }, { name = "a", phrases = ["y"] }'), "two options are named 'a'"),
+        (_words('{ name = "a", phrases = ["x"] }, { name = "b", phrases = ["X "] }'), "the phrase 'x' stands twice"),
+        (_words('{ name = "a", phrases = ["x"] }, { name = "b", phrases = [" "] }'), "option 'b' has an empty phrase"),
+        (_words('{ name = "a", phrases = ["x"] }, { name = "b", phrases = [] }'), "phrases"),
+        (_words(f'{{ name = "a", phrases = ["x"] }}, {{ name = "b", phrases = ["{"red " * 90}"] }}'), "at most 77"),
+        (_words('{ name = "a", phrase = ["x"] }, { name = "b", phrases = ["y"] }'), "did you mean 'phrases'?"),
+        (2 * _words('{ name = "a", phrases = ["x"] }, { name = "b", phrases = ["y"] }'), "two categories are named 'top'"),
+        ("category = []", "category"),
+        ("[[category]", "not TOML"),
+    ],
+)
+def test_wrong_words_are_refused_and_the_bank_stays(mini: Path, tmp_path: Path, text: str, said: str) -> None:
+    before = (mini / "prompts.npz").read_bytes()
+    (tmp_path / "words.toml").write_text(text)
+    done = command("export", "prompts", tmp_path / "words.toml", "--bundle", mini, code=78)
+    assert done.stderr.startswith(f"error: {tmp_path / 'words.toml'}")
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert (mini / "prompts.npz").read_bytes() == before
+
+
+def test_single_steps_are_commands(tmp_path: Path) -> None:
+    cfg, weights = MINI / "yolov4-mini.cfg", MINI / "yolov4-mini.weights"
+    command("export", "darknet", cfg, weights, tmp_path / "d.onnx", "--size", 320, "--keep", "person", "--precision", "fp16")
+    session = onnxruntime.InferenceSession(str(tmp_path / "d.onnx"))
+    assert session.get_inputs()[0].shape == ["n", 320, 320, 3]
+    command("export", "clip", MINI / "clip-mini.safetensors", tmp_path / "clip", "--precision", "fp16")
+    for name in ("image.onnx", "text.onnx"):
+        onnxruntime.InferenceSession(str(tmp_path / "clip" / name))
+    done = command("export", "darknet", cfg, weights, tmp_path / "e.onnx", "--keep", "persn", code=78)
+    assert "did you mean 'person'?" in done.stderr
+
+
+def test_recipe_mistakes_name_file_and_key(tmp_path: Path) -> None:
+    recipe = (ROOT / "configs/models-mini.toml").read_text().replace('"../', f'"{ROOT}/')
+    table = [
+        ("size = 416", "sice = 416", 78, "did you mean 'size'?"),
+        ("size = 416", "size = 400", 65, "416"),
+        ('classes = ["person"]', 'classes = ["dog"]', 78, "detector.keep"),
+        ("yolov4-mini.weights", "none.weights", 78, "no such file"),
+        (f"{ROOT}/export/mini/clip-mini.safetensors", "official:nothing", 78, "ViT-B-32.pt"),
+        ("clip-mini.safetensors", "yolov4-mini.cfg", 65, "yolov4-mini.cfg"),
+        ("yolov4-mini.weights", "clip-mini.safetensors", 65, "clip-mini.safetensors"),
+        ('name = "mini"', 'name = "../mini"', 78, "name"),
+    ]
+    for old, new, code, said in table:
+        (tmp_path / "recipe.toml").write_text(recipe.replace(old, new))
+        done = command("export", "build", tmp_path / "recipe.toml", "--engines", tmp_path / "engines", code=code)
+        line = done.stderr.splitlines()[-1]
+        assert line.startswith("error: ")
+        assert said in line
+        assert not (tmp_path / "engines/mini").exists()

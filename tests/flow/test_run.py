@@ -1,0 +1,256 @@
+"""The main job end to end, with real processes, sockets, files: a box watches, a collector keeps."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from edge.bundle import open_bundle
+from tests.flow.conftest import PICTURE, ROOT, command, starter
+
+DEADLINE = 60  # s
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def config(folder: Path, bundle: Path, source: Path, port: int = 1, more: str = "") -> Path:
+    path = folder / "edge.toml"
+    path.write_text(
+        f'device = "box"\nbundle = "{bundle}"\n[[camera]]\nname = "pan"\nsource = "{source}"\n'
+        f'[publish]\naddress = "tcp://127.0.0.1:{port}"\n{more}'
+    )
+    return path
+
+
+@contextmanager
+def process(*words: object) -> Iterator[subprocess.Popen[str]]:
+    module = {"edge": "edge.cli", "collector": "collector.cli"}[str(words[0])]
+    with subprocess.Popen(
+        [sys.executable, *starter(module), *map(str, words[1:])],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as running:
+        try:
+            yield running
+        finally:
+            running.kill()
+
+
+def rows(store: Path, query: str) -> list[tuple[object, ...]]:
+    with sqlite3.connect(store) as database:
+        found = database.execute(query).fetchall()
+    database.close()
+    return found
+
+
+def test_what_the_box_saw_the_store_has(mini: Path, video: Path, tmp_path: Path) -> None:
+    port, store = free_port(), tmp_path / "results.db"
+    with process("collector", "run", "--bind", f"tcp://127.0.0.1:{port}", "--store", store) as collector:
+        chosen = config(tmp_path, mini, video, port, "linger_ms = 20000\n[match]\ntop_k = 2\n")
+        done = command("edge", "run", "--config", chosen, "--draw", tmp_path / "demo.png")
+        collector.send_signal(signal.SIGTERM)
+        said, _ = collector.communicate(timeout=DEADLINE)
+        assert collector.returncode == 0
+    assert "20 frames" in done.stdout
+    assert "20 events sent, 0 dropped" in done.stdout
+    assert "stored 20 events" in said
+    assert cv2.imread(str(tmp_path / "demo.png")) is not None
+
+    lines = command("collector", "export", store, "--format", "jsonl").stdout.splitlines()
+    events = [json.loads(line) for line in lines]
+    assert [event["frame"] for event in events] == list(range(20))
+    assert [event["seq"] for event in events] == list(range(20))
+    bundle = open_bundle(mini)
+    for event in events:
+        assert (event["schema"], event["device"], event["camera"]) == ("lookout.event/1", "box", "pan")
+        assert (event["bundle"], event["bank"]) == (bundle.manifest.seal(), bundle.bank.sha256)
+        assert tuple(event["frame_size"]) == (768, 576)
+        assert len(event["people"]) >= 3
+        for person in event["people"]:
+            assert len(person["answers"]) == 12, "gender is sensitive: answered only when asked for"
+            assert all(len(answer["top"]) == 2 for answer in person["answers"])
+            assert person["crop"] is False
+    people = rows(store, "SELECT count(*), count(embedding), sum(crop IS NOT NULL) FROM people")
+    assert people == [(sum(len(event["people"]) for event in events),) * 2 + (0,)]
+
+
+def test_crops_leave_the_box_only_when_turned_on(mini: Path, video: Path, tmp_path: Path) -> None:
+    port, store = free_port(), tmp_path / "results.db"
+    with process("collector", "run", "--bind", f"tcp://127.0.0.1:{port}", "--store", store) as collector:
+        chosen = config(tmp_path, mini, video, port, 'linger_ms = 20000\ncrops = true\n[match]\nsensitive = ["gender"]\n')
+        command("edge", "run", "--config", chosen, "--max-frames", 2)
+        collector.send_signal(signal.SIGTERM)
+        collector.communicate(timeout=DEADLINE)
+    for box, crop, answers in rows(store, "SELECT x2 - x1, crop, answers FROM people"):
+        assert isinstance(crop, bytes)
+        picture = cv2.imdecode(np.frombuffer(crop, np.uint8), cv2.IMREAD_COLOR)
+        assert abs(picture.shape[1] - box) <= 2
+        assert "gender" in str(answers)
+
+
+def test_no_collector_costs_no_frame(mini: Path, video: Path, tmp_path: Path) -> None:
+    done = command("edge", "run", "--config", config(tmp_path, mini, video, free_port(), "queue = 5\nlinger_ms = 0\n"))
+    assert "20 frames" in done.stdout
+    assert "5 events sent, 15 dropped" in done.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_cleanly(mini: Path, tmp_path: Path, number: signal.Signals) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(300):
+        os.link(PICTURE, folder / f"{i:03}.jpg") if i == 0 else (folder / f"{i:03}.jpg").symlink_to(PICTURE)
+    with process("edge", "run", "--config", config(tmp_path, mini, folder, 1, "linger_ms = 0\n")) as box:
+        assert box.stderr is not None
+        assert "1 camera(s)" in box.stderr.readline()
+        box.send_signal(number)
+        said, log = box.communicate(timeout=DEADLINE)
+    assert box.returncode == 0, log
+    assert "events sent" in said
+    assert "Traceback" not in log
+
+
+def test_running_box_takes_up_new_words_and_refuses_bad_ones(mini: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "mini"
+    shutil.copytree(mini, bundle)
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(2000):
+        (folder / f"{i:04}.jpg").symlink_to(PICTURE)
+    words = tmp_path / "words.toml"
+    words.write_text(
+        '[[category]]\nname = "top"\nquestion = "top is"\noption = [\n'
+        '{ name = "red", phrases = ["red top"] },\n{ name = "black", phrases = ["black top"] },\n]\n'
+    )
+    with process("edge", "run", "--config", config(tmp_path, bundle, folder, 1, "queue = 1\nlinger_ms = 0\n")) as box:
+        assert box.stderr is not None
+        assert "1 camera(s)" in box.stderr.readline()
+        command("export", "prompts", words, "--bundle", bundle)
+        new = next(line for line in box.stderr if "new words" in line)
+        assert "words.toml" in new
+        good = (bundle / "prompts.npz").read_bytes()
+        (bundle / "part").write_bytes(good[:-10])
+        (bundle / "part").replace(bundle / "prompts.npz")
+        refused = next(line for line in box.stderr if "WARNING" in line)
+        assert "damaged" in refused
+        assert "the words in use stay" in refused
+        assert box.poll() is None
+        box.send_signal(signal.SIGTERM)
+        box.communicate(timeout=DEADLINE)
+        assert box.returncode == 0
+
+
+def test_two_cameras_share_batches(mini: Path, video: Path, tmp_path: Path) -> None:
+    more = f'[[camera]]\nname = "second"\nsource = "{video}"\n'
+    chosen = config(tmp_path, mini, video, free_port())
+    chosen.write_text(chosen.read_text().replace("[publish]", f"{more}[publish]\nlinger_ms = 0"))
+    done = command("edge", "run", "--config", chosen)
+    assert "40 frames" in done.stdout
+    assert "camera second: 20 frames" in done.stdout
+
+
+def test_video_that_breaks_off_is_told_and_its_frames_are_described(mini: Path, video: Path, tmp_path: Path) -> None:
+    data = video.read_bytes()
+    (tmp_path / "cut.avi").write_bytes(data[: len(data) // 2])
+    done = command("edge", "run", "--config", config(tmp_path, mini, tmp_path / "cut.avi", 1, "linger_ms = 0\n"), code=66)
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert "cut.avi" in done.stderr.splitlines()[-1]
+    assert "frames in" in done.stdout
+
+
+def test_check_and_selftest(mini: Path, video: Path, tmp_path: Path) -> None:
+    chosen = config(tmp_path, mini, video, 1, '[match]\nsensitive = ["gender"]\n')
+    assert "answers: gender, " in command("edge", "check", chosen).stdout
+    chosen.write_text(chosen.read_text().replace('"gender"', '"age"'))
+    assert "no category 'age'" in command("edge", "check", chosen, code=78).stderr
+    chosen.write_text(chosen.read_text().replace(str(video), "/nowhere.avi"))
+    command("edge", "check", chosen, code=66)
+    assert "smallest IoU 1.0000" in command("edge", "selftest", "--bundle", mini).stdout
+    command("edge", "selftest", "--bundle", tmp_path, code=72)
+
+
+def test_a_box_whose_golden_outputs_differ_does_not_serve(mini: Path, video: Path, tmp_path: Path) -> None:
+    from edge.bundle import Manifest, sha256_of
+    from edge.golden import Golden
+
+    bundle = tmp_path / "mini"
+    shutil.copytree(mini, bundle)
+    golden = Golden.read(bundle / "golden.npz")
+    Golden(golden.frames, golden.boxes, golden.scores, golden.crops, -golden.embeddings).write(bundle / "golden.npz")
+    manifest = Manifest.read(bundle / "manifest.json")
+    files = {**manifest.files, "golden.npz": sha256_of(bundle / "golden.npz")}
+    (bundle / "manifest.json").write_text(manifest.model_copy(update={"files": files}).to_json())
+    done = command("edge", "run", "--config", config(tmp_path, bundle, video), code=72)
+    assert "embeddings differ" in done.stderr
+    assert "make export" in done.stderr
+
+
+def test_schema_is_json_and_names_every_field() -> None:
+    schema = json.loads(command("edge", "schema").stdout)
+    assert {"schema", "device", "epoch", "seq", "people"} <= set(schema["properties"])
+
+
+class TestDescribe:
+    def test_says_it_as_the_paper_does(self, mini: Path) -> None:
+        said = command("edge", "describe", PICTURE, "--bundle", mini, "--sensitive", "gender").stdout
+        assert "  Category: sleeve length of this person is\n    long sleeves: " in said
+        assert "  Category: gender of this person is\n" in said
+
+    def test_json_top_k_and_sensitive(self, mini: Path) -> None:
+        said = json.loads(command("edge", "describe", PICTURE, "--bundle", mini, "--json", "--top-k", 3).stdout)
+        assert len(said["people"]) >= 5
+        for person in said["people"]:
+            assert "gender" not in person["answers"]
+            assert len(person["answers"]["top colour"]) == 3
+            for answers in person["answers"].values():
+                assert sum(answers.values()) <= 1.001
+                assert list(answers.values()) == sorted(answers.values(), reverse=True)
+
+    def test_saves_crops_and_picture(self, mini: Path, tmp_path: Path) -> None:
+        out = tmp_path / "new/crops"
+        command("edge", "describe", PICTURE, "--bundle", mini, "--save-crops", out, "--draw", tmp_path / "a/d.png")
+        assert len(list(out.glob("pets-650-person*.png"))) >= 5
+        assert cv2.imread(str(tmp_path / "a/d.png")) is not None
+
+    def test_one_bad_file_in_a_folder_is_reported_and_the_rest_described(self, mini: Path, tmp_path: Path) -> None:
+        shutil.copy(PICTURE, tmp_path / "a.jpg")
+        (tmp_path / "b.jpg").write_text("no picture at all")
+        (tmp_path / "c.jpg").write_bytes(PICTURE.read_bytes()[:50_000])
+        (tmp_path / "d.png").write_bytes(b"")
+        cv2.imwrite(str(tmp_path / "e.png"), np.zeros((1, 1, 3), np.uint8))
+        cv2.imwrite(str(tmp_path / "f.png"), np.full((40, 30), 40000, np.uint16))
+        done = command("edge", "describe", tmp_path, "--bundle", mini, "--json", code=66)
+        described = [Path(json.loads(line)["image"]).name for line in done.stdout.splitlines()]
+        assert described == ["a.jpg", "e.png", "f.png"]
+        errors = done.stderr.splitlines()
+        assert [name for name in ("b.jpg", "c.jpg", "d.png") if any(name in line for line in errors)] == [
+            "b.jpg",
+            "c.jpg",
+            "d.png",
+        ]
+        assert len(errors) == 4
+
+    def test_mistakes(self, mini: Path, tmp_path: Path) -> None:
+        command("edge", "describe", tmp_path, "--bundle", mini, code=66)
+        command("edge", "describe", tmp_path / "none.jpg", "--bundle", mini, code=66)
+        command("edge", "describe", PICTURE, "--bundle", tmp_path / "none", code=72)
+        command("edge", "describe", PICTURE, "--bundle", mini, "--draw", tmp_path / "x.txt", code=2)
