@@ -17,7 +17,7 @@ import numpy as np
 
 from edge.backend import Session, open_session
 from edge.bundle import DETECTOR, GOLDEN, IMAGE, Bundle, open_bundle
-from edge.capture import Cameras, CameraState, image_files, read_image
+from edge.capture import Cameras, CameraState
 from edge.commands import Commands
 from edge.config import CropConfig, DetectConfig, RuntimeConfig, read_edge_config
 from edge.crop import cut
@@ -27,6 +27,7 @@ from edge.encode import Encoder
 from edge.errors import CaptureError, ConfigError
 from edge.events import Header
 from edge.golden import Golden
+from edge.images import image_files, read_image
 from edge.pipeline import Described, Describer, Sender
 from edge.pipeline import run as loop
 from edge.publish import Publisher
@@ -240,7 +241,7 @@ def _as_text(file: Path, described: Described, top_k: int) -> str:
             lines.append(f"  Category: {answer.category.question}")
             for choice in answer.top:
                 label = f" ({choice.label})" if choice.label else ""
-                lines.append(f"    {choice.option}{label}: {choice.probability:.2%}")
+                lines.append(f"    {choice.option}{label}: {100 * choice.probability:.2f} %")
     return "\n".join(lines)
 
 

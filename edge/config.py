@@ -122,7 +122,7 @@ def read_edge_config(path: Path) -> EdgeConfig:
 
 def is_url_or_device(source: str) -> bool:
     """True for rtsp://…, http://…, 0; false for a path."""
-    return source.isdecimal() or bool(re.match(r"[a-z][a-z0-9+.-]*://", source))
+    return source.isdecimal() or bool(re.match(r"[a-z][a-z0-9+.-]*://", source, re.IGNORECASE))
 
 
 Model = TypeVar("Model", bound=Settings)

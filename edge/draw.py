@@ -54,8 +54,13 @@ def draw(frame: Frame, people: Detections, matches: Matches) -> Image:
 
 
 def _words(matches: Matches, person: int) -> str:
-    best = [answer.top[0] for answer in matches.answers(person, 1)]
-    return ", ".join(f"{choice.option} {choice.probability:.0%}" for choice in best)
+    """The best option of each category; where two categories have it ("dark"), the category's name goes before."""
+    names = [option for category in matches.categories for option in category.options]
+    best = [(answer.category.name, answer.top[0]) for answer in matches.answers(person, 1)]
+    return ", ".join(
+        f"{f'{category} ' if names.count(choice.option) > 1 else ''}{choice.option} {choice.probability:.0%}"
+        for category, choice in best
+    )
 
 
 def _entry(panel: Image, top: int, title: str, lines: list[str], person: Image, colour: Colour) -> None:

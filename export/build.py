@@ -31,7 +31,7 @@ from edge.bundle import (
 )
 from edge.errors import BundleError
 from edge.golden import check_cosine
-from export.checkpoint import openai_state, read_checkpoint
+from export.checkpoint import read_checkpoint
 from export.clip import ClipGraphs, onnx_from_clip
 from export.darknet import onnx_from_darknet
 from export.pack import bundle_from_parts, reuse, workplace
@@ -64,11 +64,11 @@ def build(recipe: Recipe, target: Path, *, mirror: Path | None, cache: Path, say
     def detector_graph(precision: Precision) -> bytes:
         keep = [d.classes.index(name) for name in d.keep]
         graph = onnx_from_darknet(cfg, weights, size=d.size, keep=keep, precision=precision, bn_epsilon=d.bn_epsilon)
-        return graph.SerializeToString()
+        return bytes(graph.SerializeToString())
 
     @functools.cache
     def clip_graphs(precision: Precision) -> ClipGraphs:
-        graphs = onnx_from_clip(openai_state(read_checkpoint(checkpoint)), precision=precision)
+        graphs = onnx_from_clip(read_checkpoint(checkpoint), precision=precision)
         onnx.helper.set_model_props(graphs.image, {_LOGIT_SCALE: repr(graphs.logit_scale)})
         return graphs
 

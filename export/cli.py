@@ -16,7 +16,7 @@ from edge.commands import Commands
 from edge.errors import ConfigError
 from export.build import build as build_bundle
 from export.build import embed_prompts
-from export.checkpoint import openai_state, read_checkpoint
+from export.checkpoint import read_checkpoint
 from export.clip import onnx_from_clip
 from export.coco import COCO
 from export.darknet import onnx_from_darknet
@@ -90,7 +90,7 @@ def darknet(cfg: Path, weights: Path, out: Path, size: int | None, keep: str, pr
 @click.option("--precision", type=_PRECISION, default="fp32", show_default=True)
 def clip(checkpoint: Path, out_dir: Path, precision: Precision) -> None:
     """Convert one CLIP checkpoint to image.onnx and text.onnx."""
-    graphs = onnx_from_clip(openai_state(read_checkpoint(checkpoint)), precision=precision)
+    graphs = onnx_from_clip(read_checkpoint(checkpoint), precision=precision)
     out_dir.mkdir(parents=True, exist_ok=True)
     onnx.save(graphs.image, out_dir / IMAGE)
     onnx.save(graphs.text, out_dir / TEXT)

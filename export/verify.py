@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from edge.backend import Session
@@ -12,8 +11,8 @@ from edge.bundle import DetectorFacts, EncoderFacts
 from edge.config import DetectConfig
 from edge.crop import crops_of
 from edge.detect import Detector, fit
-from edge.errors import ConfigError
 from edge.golden import Golden
+from edge.images import read_image
 from edge.values import Detections, Frame
 
 _PEOPLE = 4  # golden crops per picture
@@ -25,12 +24,10 @@ def golden_from_picture(
     """Golden inputs from one picture and its mirror image, with the outputs of these two fp32 sessions.
 
     The crops are the people found; where a detector finds none (a network with random weights), fixed parts of the
-    picture. Raises ConfigError for a picture that cannot be read, BackendError.
+    picture. Raises CaptureError for a picture that cannot be read, BackendError.
     """
-    image = cv2.imread(str(picture), cv2.IMREAD_COLOR)
-    if image is None:
-        raise ConfigError(f"{picture}: no picture; the recipe names it as golden")
-    frames = [Frame("golden", i, 0.0, np.asarray(view, np.uint8)) for i, view in enumerate((image, image[:, ::-1]))]
+    image = read_image(picture)
+    frames = [Frame("golden", i, 0.0, view) for i, view in enumerate((image, image[:, ::-1]))]
     people = Detector(detector, detector_facts, DetectConfig())(frames)
     crops = [
         crops_of(frame, found[:_PEOPLE] if len(found) else _quarters(frame), encoder_facts)
