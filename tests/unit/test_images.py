@@ -19,6 +19,7 @@ from edge.errors import CaptureError
 from edge.images import MAX_BYTES, image_files, read_image
 from edge.values import Frame
 from tests.pictures import (
+    BAD,
     BMP,
     CMYK_JPEG,
     JPEG,
@@ -108,30 +109,6 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(name: str, tmp_pat
     path.write_bytes(BOMBS[name])
     with pytest.raises(CaptureError, match=r"image\.any: \d+ x \d+ pixels, more than 100000000$"):
         read_image(path)
-
-
-BAD = {
-    "empty": (b"", "an empty file"),
-    "text": (b"this is no image", "not a JPEG, PNG, BMP or WebP image"),
-    "half a jpeg": (JPEG[: len(JPEG) // 2], "a JPEG cut short"),
-    "jpeg without its end": (JPEG[:-2], "a JPEG cut short"),
-    "half a progressive jpeg": (PROGRESSIVE[: len(PROGRESSIVE) // 2], "a JPEG cut short"),
-    "half a jpeg with restart markers": (RESTARTS[: len(RESTARTS) // 2], "a JPEG cut short"),
-    "jpeg cut after its thumbnail": ((JPEG[:2] + exif(1, JPEG) + JPEG[2:])[:-200], "a JPEG cut short"),
-    "jpeg cut within its thumbnail": ((JPEG[:2] + exif(1, JPEG))[:-1], "a JPEG cut short"),
-    "jpeg without rows": (with_jpeg_size(JPEG, 64, 0), "an image without pixels"),
-    "jpeg of two bytes": (b"\xff\xd8", "a JPEG cut short"),
-    "jpeg without content": (b"\xff\xd8\xff\xd9", "an image without pixels"),
-    "jpeg without pixels": (JPEG[: JPEG.index(b"\xff\xda")] + b"\xff\xd9", "a damaged image"),
-    "half a png": (PNG[: len(PNG) // 2], "a PNG cut short"),
-    "png without its end": (PNG[:-12], "a PNG cut short"),
-    "png of 8 bytes": (PNG[:8], "a PNG cut short"),
-    "a changed byte": (PNG[:60] + bytes([PNG[60] ^ 1]) + PNG[61:], "a damaged PNG"),
-    "png without width": (png(0, 2, 8, 2, b"\0\0"), "an image without pixels"),
-    "half a bmp": (BMP[: len(BMP) // 2], "a BMP cut short"),
-    "bmp of two bytes": (b"BM", "an image without pixels"),
-    "half a webp": (WEBP[: len(WEBP) // 2], "a damaged image"),
-}
 
 
 @pytest.mark.parametrize("name", BAD)
