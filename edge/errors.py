@@ -6,7 +6,8 @@
     ├── BundleError    72  hash, dims, bank or golden mismatch, with the command that mends it
     ├── BackendError   69  the device or its runtime refused
     ├── CaptureError   66  the source is gone or unreadable
-    └── WireError      76  bytes that are no Event
+    ├── WireError      76  bytes that are no Event
+    └── StoreError     74  the disk under a collector's store refused
 
 The numbers are the exit codes of all three command lines (after BSD's sysexits.h).
 """
@@ -70,3 +71,9 @@ class WireError(LookoutError):
     """Bytes that are no Event."""
 
     exit_code = 76
+
+
+class StoreError(LookoutError):
+    """The disk under a collector's store refused."""
+
+    exit_code = 74

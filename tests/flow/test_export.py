@@ -162,7 +162,7 @@ def test_recipe_mistakes_name_file_and_key(tmp_path: Path) -> None:
     recipe = (ROOT / "configs/models-mini.toml").read_text().replace('"../', f'"{ROOT}/')
     table = [
         ("size = 416", "sice = 416", 78, "did you mean 'size'?"),
-        ("size = 416", "size = 400", 65, "416"),
+        ("size = 416", "size = 400", 65, "multiples of 32"),
         ('classes = ["person"]', 'classes = ["dog"]', 78, "detector.keep"),
         ("yolov4-mini.weights", "none.weights", 78, "no such file"),
         (f"{ROOT}/export/mini/clip-mini.safetensors", "official:nothing", 78, "ViT-B-32.pt"),

@@ -1,0 +1,188 @@
+"""The wire's contract: what is encoded comes back equal; whatever else comes is a WireError."""
+
+import json
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge.errors import WireError
+from edge.events import MAX_CROP, MAX_HEADER, Answer, Choice, Event, Header, Person, decode, encode
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+probability = st.floats(0, 1)
+names = st.text(min_size=1, max_size=20)
+choices = st.builds(
+    Choice, option=st.text(max_size=20), label=st.none() | st.text(max_size=20), probability=probability
+)
+answers = st.builds(Answer, category=st.text(max_size=20), top=st.lists(choices, min_size=1, max_size=3).map(tuple))
+jpegs = st.binary(max_size=50).map(lambda rest: b"\xff\xd8" + rest)
+
+
+@st.composite
+def events(draw):
+    """Events of 0 to 5 people with and without crops."""
+    crops = tuple(draw(st.lists(st.none() | jpegs, max_size=5)))
+    people = tuple(
+        Person(
+            box=draw(st.tuples(finite, finite, finite, finite)),
+            score=draw(probability),
+            answers=tuple(draw(st.lists(answers, max_size=3))),
+            crop=crop is not None,
+        )
+        for crop in crops
+    )
+    dim = draw(st.integers(1, 64))
+    header = Header(
+        device=draw(names),
+        epoch=draw(st.integers(0, 2**63 - 1)),
+        seq=draw(st.integers(0, 2**63 - 1)),
+        camera=draw(names),
+        frame=draw(st.integers(0, 2**63 - 1)),
+        captured_at=draw(finite),
+        frame_size=draw(st.tuples(st.integers(1, 10_000), st.integers(1, 10_000))),
+        bundle=draw(st.text(max_size=64)),
+        bank=draw(st.text(max_size=64)),
+        embedding_dim=dim,
+        people=people,
+        skipped=draw(st.integers(0, 100)),
+    )
+    vectors = np.random.default_rng(draw(st.integers(0, 2**32 - 1))).normal(size=(len(people), dim))
+    unit = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
+    return Event(header, unit, crops)
+
+
+def event_of(people: int, dim: int = 64, crops: bool = False) -> Event:
+    """An event like a box's."""
+    answer = Answer(category="sex", top=(Choice(option="woman", label="женщина", probability=0.75),))
+    person = Person(box=(1.5, 2, 30, 40), score=0.5, answers=(answer,), crop=crops)
+    header = Header(
+        device="box", epoch=1, seq=2, camera="door", frame=3, captured_at=4.5, frame_size=(640, 480), bundle="b",
+        bank="c", embedding_dim=dim, people=(person,) * people,
+    )  # fmt: skip
+    unit = np.eye(dim, dtype=np.float16)[:people]
+    return Event(header, unit, (b"\xff\xd8jpeg" if crops else None,) * people)
+
+
+def assert_equal(one: Event, other: Event) -> None:
+    assert one.header == other.header
+    assert one.crops == other.crops
+    np.testing.assert_array_equal(one.embeddings, other.embeddings, strict=True)
+
+
+@given(events())
+def test_an_event_comes_back_as_it_was(event):
+    assert_equal(decode(encode(event)), event)
+
+
+@pytest.mark.parametrize("crops", [False, True])
+@pytest.mark.parametrize("people", [0, 1, 40])
+def test_any_number_of_people_comes_back(people, crops):
+    event = event_of(people, crops=crops)
+    frames = encode(event)
+    assert len(frames) == 2 + people * crops
+    assert_equal(decode(frames), event)
+
+
+def test_embeddings_of_any_memory_layout_come_back():
+    event = event_of(40)
+    turned = Event(event.header, np.asfortranarray(event.embeddings), event.crops)
+    assert_equal(decode(encode(turned)), event)
+
+
+def test_the_header_is_the_json_that_others_read():
+    header = json.loads(encode(event_of(1))[0])
+    assert header["schema"] == "lookout.event/1"
+    assert header["people"][0]["answers"][0]["top"][0] == {"option": "woman", "label": "женщина", "probability": 0.75}
+
+
+def decodes_or_refuses(frames: list[bytes]) -> None:
+    """Anything but an Event or a WireError fails the test."""
+    with suppress(WireError):
+        assert isinstance(decode(frames), Event)
+
+
+@given(st.lists(st.binary(max_size=200), max_size=5))
+def test_random_bytes_are_refused(frames):
+    decodes_or_refuses(frames)
+
+
+@given(events(), st.data())
+def test_a_damaged_message_is_refused_or_still_an_event(event, data):
+    frames = encode(event)
+    at = data.draw(st.integers(0, len(frames) - 1))
+    frame = frames[at]
+    start = data.draw(st.integers(0, len(frame)))
+    end = data.draw(st.integers(start, len(frame)))
+    frames[at] = frame[:start] + data.draw(st.binary(max_size=20)) + frame[end:]
+    if data.draw(st.booleans()):
+        frames.insert(data.draw(st.integers(0, len(frames))), data.draw(st.sampled_from(frames)))
+    if data.draw(st.booleans()):
+        del frames[data.draw(st.integers(0, len(frames) - 1))]
+    decodes_or_refuses(frames)
+
+
+@given(st.recursive(st.none() | st.booleans() | finite | st.integers() | st.text(max_size=5), st.lists, max_leaves=5))
+def test_a_header_field_of_any_kind_is_refused_or_still_an_event(value):
+    header, *rest = encode(event_of(1))
+    for key in json.loads(header):
+        decodes_or_refuses([json.dumps(json.loads(header) | {key: value}).encode(), *rest])
+
+
+@given(st.binary(min_size=128, max_size=128))
+def test_embeddings_of_any_bits_are_refused_or_still_an_event(bits):
+    decodes_or_refuses([encode(event_of(1))[0], bits])
+
+
+HEADER, EMBEDDINGS = encode(event_of(1))
+WITH_CROP = encode(event_of(1, crops=True))
+
+
+@pytest.mark.parametrize(
+    ("frames", "says"),
+    [
+        ([], "0 frames"),
+        ([HEADER], "1 frames"),
+        ([b"", EMBEDDINGS], "header"),
+        ([b"\xff" + HEADER, EMBEDDINGS], "header"),
+        ([b"[" * 100_000, EMBEDDINGS], "header"),
+        ([b" " * (MAX_HEADER + 1), EMBEDDINGS], "header too long"),
+        ([HEADER.replace(b"event/1", b"event/2"), EMBEDDINGS], "schema"),
+        ([HEADER.replace(b'"seq":2', b'"seq":-1'), EMBEDDINGS], "seq"),
+        ([HEADER.replace(b'"seq":2', b'"seq":9223372036854775808'), EMBEDDINGS], "seq"),
+        ([HEADER.replace(b'"frame":3', b'"frame":9223372036854775808'), EMBEDDINGS], "frame"),
+        ([HEADER.replace(b"640", b"9223372036854775808"), EMBEDDINGS], "frame_size"),
+        ([HEADER.replace(b'"skipped":0', b'"skipped":9223372036854775808'), EMBEDDINGS], "skipped"),
+        ([HEADER.replace(b"4.5", b"1e999"), EMBEDDINGS], "captured_at"),
+        ([HEADER.replace(b'"bank"', b'"bonk"'), EMBEDDINGS], "bank"),
+        ([HEADER, EMBEDDINGS + b"\0\0"], "(1, 64) float16"),
+        ([HEADER, EMBEDDINGS, b"\xff\xd8"], "crops"),
+        ([HEADER, bytes(128)], "unit rows"),
+        ([HEADER, b"\x00\x7e" * 64], "unit rows"),  # NaN
+        ([HEADER, b"\x01\x7c" * 64], "unit rows"),  # NaN of the signaling kind, on which numpy warns
+        ([HEADER, b"\x00\x7c" * 64], "unit rows"),  # infinity
+        (WITH_CROP[:2], "crops"),
+        ([*WITH_CROP[:2], b"GIF89a"], "JPEG"),
+        ([*WITH_CROP[:2], b"\xff\xd8".ljust(MAX_CROP + 1)], "JPEG"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_no_event_is_refused(frames, says):
+    with pytest.raises(WireError, match=says.replace("(", r"\(").replace(")", r"\)")):
+        decode(frames)
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "crops"),
+    [
+        (np.zeros((1, 64), np.float32), (None,)),
+        (np.zeros((2, 64), np.float16), (None,)),
+        (np.zeros((1, 64), np.float16), ()),
+        (np.zeros((1, 64), np.float16), (b"\xff\xd8",)),
+    ],
+)
+def test_an_event_that_does_not_fit_together_cannot_be_made(embeddings, crops):
+    with pytest.raises(ValueError, match="must"):
+        Event(event_of(1).header, embeddings, crops)
