@@ -24,7 +24,9 @@ MINI = ROOT / "export/mini"
 
 def test_bundle_holds_what_the_contract_says(mini: Path) -> None:
     bundle = open_bundle(mini)
-    assert sorted(path.name for path in mini.iterdir()) == sorted([*bundle.manifest.files, "manifest.json", "prompts.npz"])
+    assert sorted(path.name for path in mini.iterdir()) == sorted(
+        [*bundle.manifest.files, "manifest.json", "prompts.npz"]
+    )
     detector, encoder = bundle.manifest.detector, bundle.manifest.encoder
     session = onnxruntime.InferenceSession(str(mini / "detector.onnx"))
     pictures = np.zeros((3, detector.height, detector.width, 3), np.uint8)
@@ -94,7 +96,9 @@ def test_killed_at_any_moment_the_old_bundle_is_whole(mini: Path, tmp_path: Path
                 process.wait(wait)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
-        assert open_bundle(tmp_path / "mini").manifest.detector.width in (320, 352), f"seed {seed}, killed after {wait:.2f} s"
+        assert open_bundle(tmp_path / "mini").manifest.detector.width in (320, 352), (
+            f"seed {seed}, killed after {wait:.2f} s"
+        )
     command("export", "build", recipes[0], "--engines", tmp_path)
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".part")], "a killed export's remains stay"
 
@@ -129,9 +133,12 @@ def _words(options: str) -> str:
         (_words('{ name = "a", phrases = ["x"] }, { name = "b", phrases = ["X "] }'), "the phrase 'x' stands twice"),
         (_words('{ name = "a", phrases = ["x"] }, { name = "b", phrases = [" "] }'), "option 'b' has an empty phrase"),
         (_words('{ name = "a", phrases = ["x"] }, { name = "b", phrases = [] }'), "phrases"),
-        (_words(f'{{ name = "a", phrases = ["x"] }}, {{ name = "b", phrases = ["{"red " * 90}"] }}'), "at most 77"),
+        (_words('{ name = "a", phrases = ["x"] }, { name = "b", phrases = ["' + 90 * "red " + '"] }'), "at most 77"),
         (_words('{ name = "a", phrase = ["x"] }, { name = "b", phrases = ["y"] }'), "did you mean 'phrases'?"),
-        (2 * _words('{ name = "a", phrases = ["x"] }, { name = "b", phrases = ["y"] }'), "two categories are named 'top'"),
+        (
+            2 * _words('{ name = "a", phrases = ["x"] }, { name = "b", phrases = ["y"] }'),
+            "two categories are named 'top'",
+        ),
         ("category = []", "category"),
         ("[[category]", "not TOML"),
     ],
@@ -148,7 +155,9 @@ def test_wrong_words_are_refused_and_the_bank_stays(mini: Path, tmp_path: Path, 
 
 def test_single_steps_are_commands(tmp_path: Path) -> None:
     cfg, weights = MINI / "yolov4-mini.cfg", MINI / "yolov4-mini.weights"
-    command("export", "darknet", cfg, weights, tmp_path / "d.onnx", "--size", 320, "--keep", "person", "--precision", "fp16")
+    command(
+        "export", "darknet", cfg, weights, tmp_path / "d.onnx", "--size", 320, "--keep", "person", "--precision", "fp16"
+    )
     session = onnxruntime.InferenceSession(str(tmp_path / "d.onnx"))
     assert session.get_inputs()[0].shape == ["n", 320, 320, 3]
     command("export", "clip", MINI / "clip-mini.safetensors", tmp_path / "clip", "--precision", "fp16")

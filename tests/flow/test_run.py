@@ -96,7 +96,9 @@ def test_what_the_box_saw_the_store_has(mini: Path, video: Path, tmp_path: Path)
 def test_crops_leave_the_box_only_when_turned_on(mini: Path, video: Path, tmp_path: Path) -> None:
     port, store = free_port(), tmp_path / "results.db"
     with process("collector", "run", "--bind", f"tcp://127.0.0.1:{port}", "--store", store) as collector:
-        chosen = config(tmp_path, mini, video, port, 'linger_ms = 20000\ncrops = true\n[match]\nsensitive = ["gender"]\n')
+        chosen = config(
+            tmp_path, mini, video, port, 'linger_ms = 20000\ncrops = true\n[match]\nsensitive = ["gender"]\n'
+        )
         command("edge", "run", "--config", chosen, "--max-frames", 2)
         collector.send_signal(signal.SIGTERM)
         collector.communicate(timeout=DEADLINE)
@@ -171,7 +173,9 @@ def test_two_cameras_share_batches(mini: Path, video: Path, tmp_path: Path) -> N
 def test_video_that_breaks_off_is_told_and_its_frames_are_described(mini: Path, video: Path, tmp_path: Path) -> None:
     data = video.read_bytes()
     (tmp_path / "cut.avi").write_bytes(data[: len(data) // 2])
-    done = command("edge", "run", "--config", config(tmp_path, mini, tmp_path / "cut.avi", 1, "linger_ms = 0\n"), code=66)
+    done = command(
+        "edge", "run", "--config", config(tmp_path, mini, tmp_path / "cut.avi", 1, "linger_ms = 0\n"), code=66
+    )
     assert done.stderr.splitlines()[-1].startswith("error: ")
     assert "cut.avi" in done.stderr.splitlines()[-1]
     assert "frames in" in done.stdout

@@ -1,0 +1,60 @@
+"""The mini detector finds the people of PETS09-S2L1: floors that a broken decode could not reach."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge.backend import open_session
+from edge.bundle import open_bundle
+from edge.config import DetectConfig
+from edge.detect import Detector
+from edge.errors import CaptureError
+from edge.images import read_image
+from edge.values import Frame
+from export.samples import find_sample
+from export.weights import cache_folder
+from tests.flow.conftest import PICTURE
+from tests.pets import TRUTH, frames_of, precision_and_recall, truth_from
+
+# frame 650's people: x1 y1 x2 y2 in px, from the benchmark's true boxes
+FRAME_650 = np.array(
+    [
+        [472, 228, 501, 313],
+        [135, 146, 161, 217],
+        [643, 197, 671, 281],
+        [330, 373, 382, 510],
+        [326, 157, 353, 229],
+        [215, 157, 239, 225],
+    ],
+    np.float32,
+)
+
+
+@pytest.fixture(scope="module")
+def detector(mini: Path) -> Iterator[Detector]:
+    with open_session(mini / "detector.onnx") as session:
+        yield Detector(session, open_bundle(mini).manifest.detector, DetectConfig())
+
+
+def test_finds_the_people_of_one_frame(detector: Detector) -> None:
+    frame = Frame("pets", 649, 0.0, read_image(PICTURE))
+    precision, recall = precision_and_recall(detector, [(650, frame)], {650: FRAME_650})
+    assert precision >= 0.8
+    assert recall >= 0.8
+
+
+@pytest.mark.skipif(not TRUTH.exists(), reason="needs ../shared/data/pets/gt.txt")
+def test_finds_the_people_of_the_frames_it_was_not_trained_on(detector: Detector) -> None:
+    try:
+        video = find_sample(cache=cache_folder())
+    except CaptureError as error:
+        pytest.skip(f"needs the sample video: {error}")
+    frames = [pair for pair in frames_of(video, 501, 795) if pair[0] % 5 == 0]
+    truth = {number: boxes for number, boxes in truth_from(TRUTH).items() if number % 5 == 0}
+    precision, recall = precision_and_recall(detector, frames, truth)
+    assert precision >= 0.85
+    assert recall >= 0.85
