@@ -87,7 +87,7 @@ def build(recipe: Recipe, target: Path, *, mirror: Path | None, cache: Path, say
             return f"{checkpoint.name}, {graphs.image_size} px, {e.precision}"
 
         network = [sums[cfg], sums[weights], d.size, d.classes, d.keep, d.bn_epsilon, _code("darknet*.py")]
-        towers = [sums[checkpoint], sums[vocabulary], _code("clip.py", "checkpoint.py")]
+        towers = [sums[checkpoint], sums[vocabulary], _code("clip*.py", "checkpoint.py", "pickles.py")]
         steps.run("detector", [DETECTOR], [*network, d.precision], make_detector)
         steps.run("encoder", [IMAGE, TEXT, VOCABULARY], [*towers, e.precision], make_encoder)
         detector_facts, encoder_facts = _detector_facts(folder / DETECTOR, d), _encoder_facts(folder / IMAGE, e)

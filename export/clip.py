@@ -21,7 +21,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edge.bundle import Precision
 from edge.errors import ModelError
-from export.checkpoint import Array, State, openai_state
+from export.checkpoint import State
+from export.clip_names import openai_state
+from export.pickles import Array
 
 _HEAD = 64  # values per attention head, in every CLIP of OpenAI's
 _MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)  # of pixels in 0..1, RGB

@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import save, save_file
 
 from edge.errors import ModelError
-from export.checkpoint import openai_state, read_checkpoint
+from export.checkpoint import read_checkpoint
+from export.clip_names import openai_state
 from tests import clip_states as files
 
 MINI = Path("export/mini/clip-mini.safetensors")

@@ -18,8 +18,9 @@ from safetensors.numpy import save_file
 
 from edge.bundle import Precision
 from edge.errors import ModelError
-from export.checkpoint import openai_state, read_checkpoint
+from export.checkpoint import read_checkpoint
 from export.clip import ClipGraphs, onnx_from_clip
+from export.clip_names import openai_state
 from tests import clip_states as files
 
 MINI = Path("export/mini/clip-mini.safetensors")
