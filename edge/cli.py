@@ -248,14 +248,14 @@ def _as_text(file: Path, described: Described, top_k: int) -> str:
 def _as_json(file: Path, described: Described, top_k: int) -> str:
     people = [
         {
-            "box": box.round(1).tolist(),
+            "box": described.people.box(i),
             "score": round(float(score), 4),
             "answers": {
                 answer.category.name: {choice.option: round(choice.probability, 4) for choice in answer.top}
                 for answer in described.matches.answers(i, top_k)
             },
         }
-        for i, (box, score) in enumerate(zip(described.people.boxes, described.people.scores, strict=True))
+        for i, score in enumerate(described.people.scores)
     ]
     return json.dumps({"image": str(file), "people": people, "skipped": described.skipped}, ensure_ascii=False)
 

