@@ -1,4 +1,5 @@
 # Everything runs in .venv, which the first target that needs it makes.
+SHELL := /bin/bash
 PYTHON ?= python3
 MODELS ?= full
 BIN := .venv/bin
@@ -12,7 +13,7 @@ setup: .venv/ready
 
 .venv/ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Lookout needs Python 3.10 or newer: make PYTHON=python3.12")'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv .venv || { echo "on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[export,dev]'
 	@touch $@
@@ -23,8 +24,8 @@ run: setup
 	@$(BIN)/python -m export build configs/models-mini.toml
 	@video=$$($(BIN)/python -m export sample $(if $(VIDEO),--video '$(VIDEO)')) && ln -sf "$$video" out/vtest.avi
 	@$(BIN)/collector run --bind $(ADDRESS) --store $(STORE) & collector=$$!; \
-	  $(BIN)/edge run --config configs/demo.toml --draw out/demo.png >out/edge.txt 2>out/edge.log; code=$$?; \
-	  kill -TERM $$collector; wait $$collector || code=$$?; \
+	  $(BIN)/edge run --config configs/demo.toml --draw out/demo.png >out/edge.txt 2>out/edge.log & edge=$$!; \
+	  wait -n; kill -TERM $$collector $$edge 2>/dev/null; wait $$collector; code=$$?; wait $$edge || code=$$?; \
 	  cat out/edge.txt; [ $$code = 0 ] || cat out/edge.log; exit $$code
 
 test: check

@@ -62,7 +62,7 @@ class DetectorFacts(_Facts):
     )
     classes: tuple[str, ...] = Field(min_length=1, description="kept classes, in the order of the scores' columns")
     anchors: int = Field(gt=0, description="boxes per picture")
-    precision: Precision
+    precision: Precision = Field(description="of weights and feature maps; outputs are float32")
     bn_epsilon: float = Field(gt=0, description="epsilon with which batch normalisation was folded")
 
 
@@ -74,7 +74,7 @@ class EncoderFacts(_Facts):
     square: SquareMode = Field(description="how a tall crop becomes a square: padded, squashed or centre-cropped")
     fill_bgr: tuple[int, int, int] = Field(description="colour of the padding")
     logit_scale: float = Field(gt=0, description="CLIP's trained factor on the cosine, before the softmax")
-    precision: Precision
+    precision: Precision = Field(description="of weights and activations; outputs are float32")
 
 
 class Manifest(_Facts):
@@ -119,7 +119,7 @@ class Manifest(_Facts):
         return manifest
 
 
-MEND = "run `make export` to build the bundle again"
+MEND = "build it with `make export`, or `python -m export build RECIPE`"
 MEND_BANK = "run `python -m export prompts FILE --bundle DIR` to embed the words again"
 
 

@@ -58,6 +58,7 @@ def run(config: Path, max_frames: int | None, picture: Path | None) -> None:
     """Describe the people before the cameras and publish them, until every file has ended or a signal comes."""
     chosen = read_edge_config(config)
     bundle = open_bundle(chosen.bundle)
+    _check_sensitive(f"{config}: match.sensitive", chosen.match.sensitive, bundle)
     stop = _stopped_by_signals()
     seen = _Seen()
     sender = Sender(chosen.device, bundle.manifest.seal(), chosen.match.top_k, chosen.publish.crops)
@@ -100,8 +101,10 @@ def describe(
     files = [file for path in paths for file in (image_files(path) if path.is_dir() else [path])]
     if not files:
         raise CaptureError(f"{paths[0]}: no images in this folder")
+    opened = open_bundle(bundle)
+    _check_sensitive("--sensitive", sensitive, opened)
     unreadable: list[CaptureError] = []
-    with _describer(open_bundle(bundle), DetectConfig(), CropConfig(), sensitive, RuntimeConfig()) as describer:
+    with _describer(opened, DetectConfig(), CropConfig(), sensitive, RuntimeConfig()) as describer:
         for file in files:
             try:
                 image = read_image(file)
@@ -129,15 +132,13 @@ def check(config: Path) -> None:
     with Cameras(chosen.camera):
         pass
     categories = bundle.bank.permitted(chosen.match.sensitive).categories
-    for name in chosen.match.sensitive:
-        if name not in [category.name for category in bundle.bank.categories]:
-            raise ConfigError(f"{config}: match.sensitive: the bundle has no category {name!r}")
+    _check_sensitive(f"{config}: match.sensitive", chosen.match.sensitive, bundle)
     click.echo(f"{config}: good: {len(chosen.camera)} camera(s), bundle {bundle.manifest.name}")
     click.echo(f"answers: {', '.join(category.name for category in categories)}")
 
 
 @main.command()
-@click.option("--bundle", type=_PATH, required=True)
+@click.option("--bundle", type=_PATH, required=True, help="The bundle to test.")
 def selftest(bundle: Path) -> None:
     """Run the bundle's golden inputs on this machine and compare: what a box does before it serves."""
     opened = open_bundle(bundle)
@@ -150,6 +151,14 @@ def selftest(bundle: Path) -> None:
 def schema() -> None:
     """Print the JSON Schema of an event's header."""
     click.echo(json.dumps(Header.model_json_schema(by_alias=True), indent=2))
+
+
+def _check_sensitive(where: str, names: Sequence[str], bundle: Bundle) -> None:
+    """Raises ConfigError for a name that is no category: a slip there would silently answer less."""
+    known = [category.name for category in bundle.bank.categories]
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"{where}: the bundle has no category {name!r}", expected=" or ".join(map(repr, known)))
 
 
 @contextmanager

@@ -114,7 +114,7 @@ def build(recipe: Recipe, target: Path, *, mirror: Path | None, cache: Path, say
         looks = [
             sums[recipe.golden],
             sums[recipe.prompts],
-            _code("verify.py", "../edge/golden.py", "../edge/detect.py", "../edge/crop.py"),
+            _code("verify.py", *(f"../edge/{name}.py" for name in ("golden", "detect", "crop", "boxes", "images"))),
         ]
         steps.run("verify", [GOLDEN], [*network, *towers, *facts, *looks], make_golden)
 

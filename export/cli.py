@@ -75,7 +75,7 @@ def prompts(file: Path, bundle: Path) -> None:
 @click.argument("out", type=_PATH)
 @click.option("--size", type=click.IntRange(min=1), help="Net input edge in px; without it, as the cfg says.")
 @click.option("--keep", default="0", show_default=True, help="Classes to report: numbers, or COCO's names: person,car.")
-@click.option("--precision", type=_PRECISION, default="fp32", show_default=True)
+@click.option("--precision", type=_PRECISION, default="fp32", show_default=True, help="Of everything but the outputs.")
 def darknet(cfg: Path, weights: Path, out: Path, size: int | None, keep: str, precision: Precision) -> None:
     """Convert one Darknet network to ONNX."""
     numbers = [_class_number(name.strip()) for name in keep.split(",")]
@@ -87,7 +87,7 @@ def darknet(cfg: Path, weights: Path, out: Path, size: int | None, keep: str, pr
 @main.command()
 @click.argument("checkpoint", type=_PATH)
 @click.argument("out_dir", type=_PATH)
-@click.option("--precision", type=_PRECISION, default="fp32", show_default=True)
+@click.option("--precision", type=_PRECISION, default="fp32", show_default=True, help="Of everything but the outputs.")
 def clip(checkpoint: Path, out_dir: Path, precision: Precision) -> None:
     """Convert one CLIP checkpoint to image.onnx and text.onnx."""
     graphs = onnx_from_clip(read_checkpoint(checkpoint), precision=precision)

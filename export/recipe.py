@@ -32,7 +32,7 @@ class DetectorRecipe(Settings):
     size: int = Field(default=416, gt=0, description="net input edge, px; a multiple of 32 for YOLOv4")
     resize: ResizeMode = Field(default="stretch", description="stretch: as Darknet itself does")
     bn_epsilon: float = Field(default=1e-5, gt=0, description="1e-5 as in AlexeyAB's Darknet, 1e-6 as in OpenCV's")
-    precision: Precision = "fp32"
+    precision: Precision = Field(default="fp32", description="fp16 for devices that compute in it; a CPU does not")
 
 
 class EncoderRecipe(Settings):
@@ -44,7 +44,7 @@ class EncoderRecipe(Settings):
     fill_rgb: tuple[int, int, int] = Field(
         default=(123, 117, 104), strict=False, description="padding: CLIP's mean colour"
     )
-    precision: Precision = "fp32"
+    precision: Precision = Field(default="fp32", description="fp16 for devices that compute in it; a CPU does not")
 
 
 class Recipe(Settings):

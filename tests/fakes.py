@@ -1,0 +1,116 @@
+"""Test doubles at the seam, and small values of the contracts for tests to start from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.backend import TensorSpec
+from edge.bundle import (
+    DETECTOR,
+    GOLDEN,
+    IMAGE,
+    MANIFEST,
+    PROMPTS,
+    TEXT,
+    VOCABULARY,
+    DetectorFacts,
+    EncoderFacts,
+    Manifest,
+    PromptBank,
+)
+from edge.errors import BackendError
+from edge.values import Category, Floats, Frame
+
+Arrays = Mapping[str, NDArray[Any]]
+
+DETECTOR_FACTS = DetectorFacts(
+    height=32, width=64, resize="stretch", classes=("person",), anchors=6, precision="fp32", bn_epsilon=1e-05
+)
+ENCODER_FACTS = EncoderFacts(
+    size=16, dim=4, square="pad", fill_bgr=(104, 117, 123), logit_scale=99.99999237060547, precision="fp32"
+)
+SLEEVE = Category("sleeve length", "sleeve length of this person is", ("long", "short", "none"), ("长袖", "kurz", None))
+GENDER = Category("gender", "gender of this person is", ("female", "male"), (None, None), sensitive=True)
+
+
+class FakeSession:
+    """An edge.backend.Session that answers with the given outputs, or with what a function makes of the inputs.
+
+    feeds: copies of the inputs of every run. closed: how often it was closed.
+    """
+
+    def __init__(self, answer: Arrays | Callable[[Arrays], Arrays]) -> None:
+        self.inputs: Mapping[str, TensorSpec] = {}
+        self.outputs: Mapping[str, TensorSpec] = {}
+        self.feeds: list[dict[str, NDArray[Any]]] = []
+        self.closed = 0
+        self._answer = answer
+
+    def run(self, feeds: Arrays) -> dict[str, NDArray[Any]]:
+        if self.closed:
+            raise BackendError("fake: the session is closed")
+        self.feeds.append({name: array.copy() for name, array in feeds.items()})
+        return dict(self._answer(feeds) if callable(self._answer) else self._answer)
+
+    def close(self) -> None:
+        self.closed += 1
+
+    def __enter__(self) -> FakeSession:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+def frame(height: int, width: int, seed: int = 0) -> Frame:
+    """Noise, so that no two places look alike."""
+    image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    return Frame("door", seed, 1700000000.0, image)
+
+
+def unit_rows(count: int, dim: int, seed: int = 0) -> Floats:
+    """(count, dim) float32, each of length 1."""
+    rows = np.random.default_rng(seed).normal(size=(count, dim)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+CONTENTS = {name: f"the bytes of {name}".encode() for name in (DETECTOR, IMAGE, TEXT, VOCABULARY, GOLDEN)}
+
+
+def bank(dim: int = ENCODER_FACTS.dim, image_sha256: str = sha256(CONTENTS[IMAGE]), seed: int = 0) -> PromptBank:
+    """Two categories, one of them sensitive; words of three scripts."""
+    return PromptBank((SLEEVE, GENDER), unit_rows(5, dim, seed), sha256(CONTENTS[TEXT]), image_sha256, "wörter.toml")
+
+
+def manifest(**changes: object) -> Manifest:
+    """Of the bundle that `write_bundle` writes, with some fields changed."""
+    fields: dict[str, object] = {
+        "name": "fake",
+        "made_by": "lookout 0.1.0",
+        "detector": DETECTOR_FACTS,
+        "encoder": ENCODER_FACTS,
+        "files": {name: sha256(content) for name, content in CONTENTS.items()},
+        "steps": {"detector": sha256(b"its inputs")},
+    }
+    return Manifest.model_validate({**fields, **changes})
+
+
+def write_bundle(folder: Path) -> Path:
+    """A folder that `open_bundle` opens: only hashes count, so its graphs are a few words each."""
+    folder.mkdir(parents=True)
+    for name, content in CONTENTS.items():
+        (folder / name).write_bytes(content)
+    (folder / PROMPTS).write_bytes(bank().to_bytes())
+    (folder / MANIFEST).write_text(manifest().to_json(), encoding="utf-8")
+    return folder
