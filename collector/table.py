@@ -51,7 +51,7 @@ def progress(stats: Stats) -> str:
     """One plain line."""
     rate = sum(camera.rate(monotonic()) for camera in stats.cameras.values())
     return (
-        f"{strftime('%H:%M:%S')} {len(stats.cameras)} camera{'' if len(stats.cameras) == 1 else 's'}, {stats.events} events ({rate:.1f}/s),"
+        f"{strftime('%H:%M:%S')} {len(stats.cameras)} camera(s), {stats.events} events ({rate:.1f}/s),"
         f" {stats.people} people, {stats.duplicates} duplicates, {stats.refused} refused"
     )
 

@@ -109,7 +109,7 @@ class Manifest(_Facts):
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])
-            raise BundleError(f"{path}: {key}: {first['msg']}", remedy=MEND) from error
+            raise BundleError(f"{path}: {key + ': ' if key else ''}{first['msg']}", remedy=MEND) from error
         except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise BundleError(f"{path}: no manifest: {error}", remedy=MEND) from error
         if manifest.seal() != sealed:
@@ -154,9 +154,9 @@ class PromptBank:
     def permitted(self, sensitive: Collection[str]) -> PromptBank:
         """The bank without its sensitive categories, but for those named in `sensitive`."""
         kept = [not category.sensitive or category.name in sensitive for category in self.categories]
-        rows = np.repeat(kept, [len(category.options) for category in self.categories])
+        rows = [keep for keep, category in zip(kept, self.categories, strict=True) for _ in category.options]
         categories = tuple(category for category, keep in zip(self.categories, kept, strict=True) if keep)
-        return replace(self, categories=categories, vectors=self.vectors[rows])
+        return replace(self, categories=categories, vectors=self.vectors[np.array(rows, bool)])
 
     def to_bytes(self) -> bytes:
         """An .npz whose zip comment, its last 64 bytes, is the hex sha256 of all bytes before: any changed byte shows.
@@ -170,7 +170,7 @@ class PromptBank:
             "source": self.source,
         }
         buffer, vectors = io.BytesIO(), io.BytesIO()
-        np.save(vectors, self.vectors, allow_pickle=False)
+        np.save(vectors, np.ascontiguousarray(self.vectors), allow_pickle=False)
         with zipfile.ZipFile(buffer, "w") as archive:
             archive.writestr(zipfile.ZipInfo("vectors.npy"), vectors.getvalue())
             archive.writestr(zipfile.ZipInfo("words.json"), json.dumps(words, ensure_ascii=False))
@@ -197,7 +197,7 @@ class PromptBank:
                 for c in words["categories"]
             )
             return cls(categories, vectors, words["text_sha256"], words["image_sha256"], words["source"])
-        except (ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        except Exception as error:  # zip, numpy and JSON refuse in a dozen ways
             raise BundleError(f"{path}: sealed, but no prompt bank: {error}", remedy=MEND_BANK) from error
 
 

@@ -232,7 +232,7 @@ def _print_summary(
     rate = seen.frames / seconds if seconds else 0.0
     small = f" ({seen.skipped} more were too small to describe)" if seen.skipped else ""
     console.print(f"{seen.frames} frames in {seconds:.1f} s ({rate:.1f}/s), {seen.people} people{small}")
-    console.print(f"{publisher.sent} events sent, {publisher.dropped} dropped as the queue was full")
+    console.print(f"{publisher.queued} events queued, {publisher.dropped} dropped as the queue was full")
     for camera in cameras:
         trouble = f"; {camera.error}" if camera.error else ""
         console.print(

@@ -72,20 +72,35 @@ class PublishConfig(Settings):
     """[publish]: where results go."""
 
     address: str = Field(
-        default="tcp://127.0.0.1:5577", pattern=r"^(tcp|ipc)://.+", description="the collector's address"
+        default="tcp://127.0.0.1:5577",
+        description="the collector's address: tcp://host:port, or ipc:// and the path of a socket file",
     )
     queue: int = Field(
-        default=1000, ge=1, description="events kept while the collector is away; more are dropped and counted"
+        default=1000,
+        ge=1,
+        le=1_000_000,
+        description="events kept while the collector is away; more are dropped and counted",
     )
-    linger_ms: int = Field(default=2000, ge=0, description="how long the end of the run waits for the queue to empty")
+    linger_ms: int = Field(
+        default=2000, ge=0, le=86_400_000, description="how long the end of the run waits for the queue to empty"
+    )
     crops: bool = Field(default=False, description="true sends a JPEG of every person off the box")
+
+    @field_validator("address")
+    @classmethod
+    def _reachable(cls, address: str) -> str:
+        tcp = re.fullmatch(r"tcp://(?:\[\S+\]|[^\s:\[\]]+):([0-9]{1,5})", address)
+        # ZeroMQ itself would take port 65537 for 1
+        if not (0 < int(tcp[1]) < 65536 if tcp else re.fullmatch(r"ipc://\S.*", address)):
+            raise ValueError("should be tcp://host:port with a port from 1 to 65535, or ipc://path")
+        return address
 
 
 class RuntimeConfig(Settings):
     """[runtime]: what executes the graphs."""
 
     backend: Backend = Field(default="onnxruntime", description="onnxruntime: on the CPU")
-    threads: int = Field(default=0, ge=0, description="CPU threads for one inference; 0 takes every core")
+    threads: int = Field(default=0, ge=0, le=1024, description="CPU threads for one inference; 0 takes every core")
 
 
 class EdgeConfig(Settings):
@@ -93,7 +108,7 @@ class EdgeConfig(Settings):
 
     device: str = Field(min_length=1, max_length=200, description="this box's name in events")
     bundle: Path = Field(strict=False, description="the bundle's folder, relative to this file")
-    camera: tuple[CameraConfig, ...] = Field(min_length=1, strict=False, description="one [[camera]] per source")
+    camera: tuple[CameraConfig, ...] = Field(strict=False, description="one [[camera]] per source")
     detect: DetectConfig = DetectConfig()
     crop: CropConfig = CropConfig()
     match: MatchConfig = MatchConfig()
@@ -103,6 +118,8 @@ class EdgeConfig(Settings):
     @field_validator("camera")
     @classmethod
     def _unique_names(cls, cameras: tuple[CameraConfig, ...]) -> tuple[CameraConfig, ...]:
+        if not cameras:  # no min_length: where one camera is wrong, pydantic would also call the list too short
+            raise ValueError("at least one [[camera]] is needed")
         names = [camera.name for camera in cameras]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two cameras are named {twice[0]!r}")
@@ -134,7 +151,7 @@ def read_toml(path: Path, model: type[Model]) -> Model:
     Raises ConfigError naming the file, the key, what is allowed and what was found, with a guess for a mistyped key.
     """
     try:
-        fields = tomllib.loads(path.read_bytes().decode())
+        fields = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -161,8 +178,10 @@ def _config_error(path: Path, model: type[Settings], error: ValidationError) -> 
         return ConfigError(f"{path}: {key}: unknown key{more}", remedy=guess)
     if first["type"] == "missing":
         return ConfigError(f"{path}: {key}: missing{more}")
+    if first["type"] == "tuple_type" and isinstance(first["input"], dict):
+        return ConfigError(f"{path}: {key}: one table where several may stand{more}", remedy=f"write [[{key}]]")
     got = None if isinstance(first["input"], dict | list | tuple) else repr(first["input"])
-    return ConfigError(f"{path}: {key}: {first['msg']}{more}", got=got)
+    return ConfigError(f"{path}: {key}: {first['msg'].removeprefix('Value error, ')}{more}", got=got)
 
 
 def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> dict[str, FieldInfo]:

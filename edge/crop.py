@@ -21,11 +21,11 @@ def crops_of(frame: Frame, people: Detections, facts: EncoderFacts, margin: floa
 def cut(image: Image, box: Floats, margin: float = 0.0) -> Image:
     """The pixels (h, w, 3) that a box (4,) px x1 y1 x2 y2 touches, at least one; a view, not a copy."""
     height, width = image.shape[:2]
-    grow = margin * (box[2:] - box[:2])
-    x1, y1 = np.floor(box[:2] - grow).astype(int)
-    x2, y2 = np.ceil(box[2:] + grow).astype(int)
-    x1, y1 = min(max(x1, 0), width - 1), min(max(y1, 0), height - 1)
-    return image[y1 : max(min(y2, height), y1 + 1), x1 : max(min(x2, width), x1 + 1)]
+    grow = margin * (box[2:] - box[:2]) if margin else 0
+    # clipped before they become whole numbers, which have an end
+    x1, y1 = np.clip(np.floor(box[:2] - grow), 0, (width - 1, height - 1)).astype(int)
+    x2, y2 = np.clip(np.ceil(box[2:] + grow), (x1 + 1, y1 + 1), (width, height)).astype(int)
+    return image[y1:y2, x1:x2]
 
 
 def to_square(crop: Image, facts: EncoderFacts) -> Image:
@@ -53,7 +53,7 @@ def to_square(crop: Image, facts: EncoderFacts) -> Image:
 
 def resized(image: Image, width: int, height: int) -> Image:
     """Area average where it shrinks (CLIP's resize is antialiased), bicubic where it grows, as CLIP's is."""
-    shrinks = width < image.shape[1] or height < image.shape[0]
-    return np.asarray(
-        cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC), np.uint8
-    )
+    # one side shrinks, the other grows: INTER_AREA averages only where both shrink, hence the two steps
+    smaller = min(width, image.shape[1]), min(height, image.shape[0])
+    averaged = cv2.resize(image, smaller, interpolation=cv2.INTER_AREA)
+    return np.asarray(cv2.resize(averaged, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)

@@ -9,7 +9,7 @@ import numpy as np
 
 from edge.values import Detections, Frame, Image, Matches
 
-_FRAME_WIDTH, _PANEL_WIDTH, _LINE, _PAD = 1152, 700, 24, 12  # px
+_FRAME_WIDTH, _FRAME_HEIGHT, _PANEL_WIDTH, _LINE, _PAD = 1152, 1400, 700, 24, 12  # px
 _THUMB = (60, 110)  # width, height in px
 _COLOURS = [  # BGR, told apart on asphalt and grass alike
     (60, 180, 255),
@@ -31,9 +31,9 @@ def draw(frame: Frame, people: Detections, matches: Matches) -> Image:
 
     People beyond what the panel holds are boxed, and counted below it.
     """
-    scale = _FRAME_WIDTH / frame.width
-    height = round(frame.height * scale)
-    picture = np.asarray(cv2.resize(frame.image, (_FRAME_WIDTH, height), interpolation=cv2.INTER_CUBIC), np.uint8)
+    scale = min(_FRAME_WIDTH / frame.width, _FRAME_HEIGHT / frame.height)
+    width, height = max(1, round(frame.width * scale)), max(1, round(frame.height * scale))
+    picture = np.asarray(cv2.resize(frame.image, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)
     panel = np.full((height, _PANEL_WIDTH, 3), _PAPER, np.uint8)
     top, shown = _PAD, 0
     for i, box in enumerate(people.boxes):

@@ -14,12 +14,12 @@ from edge.events import Event, encode
 class Publisher:
     """Queues events for the collector; what the full queue cannot take is dropped and counted.
 
-    sent: events handed to the queue. dropped: events the full queue refused. Raises ConfigError on an address that
-    ZeroMQ cannot use.
+    queued: events handed to ZeroMQ, which alone knows how many of them left. dropped: events the full queue refused.
+    Raises ConfigError on an address that ZeroMQ cannot use.
     """
 
     def __init__(self, config: PublishConfig) -> None:
-        self.sent = self.dropped = 0
+        self.queued = self.dropped = 0
         self._linger = config.linger_ms
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.PUSH)
@@ -34,7 +34,7 @@ class Publisher:
         """Queue one event, or drop it at once when the queue is full."""
         try:
             self._socket.send_multipart(encode(event), zmq.NOBLOCK)
-            self.sent += 1
+            self.queued += 1
         except zmq.Again:
             self.dropped += 1
 

@@ -71,7 +71,7 @@ def test_what_the_box_saw_the_store_has(mini: Path, video: Path, tmp_path: Path)
         said, _ = collector.communicate(timeout=DEADLINE)
         assert collector.returncode == 0
     assert "20 frames" in done.stdout
-    assert "20 events sent, 0 dropped" in done.stdout
+    assert "20 events queued, 0 dropped" in done.stdout
     assert "stored 20 events" in said
     assert cv2.imread(str(tmp_path / "demo.png")) is not None
 
@@ -112,7 +112,7 @@ def test_crops_leave_the_box_only_when_turned_on(mini: Path, video: Path, tmp_pa
 def test_no_collector_costs_no_frame(mini: Path, video: Path, tmp_path: Path) -> None:
     done = command("edge", "run", "--config", config(tmp_path, mini, video, free_port(), "queue = 5\nlinger_ms = 0\n"))
     assert "20 frames" in done.stdout
-    assert "5 events sent, 15 dropped" in done.stdout
+    assert "5 events queued, 15 dropped" in done.stdout
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -127,7 +127,7 @@ def test_a_signal_ends_the_run_cleanly(mini: Path, tmp_path: Path, number: signa
         box.send_signal(number)
         said, log = box.communicate(timeout=DEADLINE)
     assert box.returncode == 0, log
-    assert "events sent" in said
+    assert "events queued" in said
     assert "Traceback" not in log
 
 

@@ -1,0 +1,135 @@
+"""ONNX Runtime behind the seam: what runs, and that whatever goes wrong is a BackendError."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from edge.backend import Session, TensorSpec, open_session
+from edge.errors import BackendError
+from edge.ort import OrtSession
+from tests.fakes import FakeSession
+
+
+def model(kind: int = TensorProto.FLOAT) -> bytes:
+    """sum = a + b, double = a + a, over (n, 3)."""
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["a", "b"], ["sum"]), helper.make_node("Add", ["a", "a"], ["double"])],
+        "sums",
+        [helper.make_tensor_value_info(name, kind, ["n", 3]) for name in "ab"],
+        [helper.make_tensor_value_info(name, kind, ["n", 3]) for name in ("sum", "double")],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(made)
+    return bytes(made.SerializeToString())
+
+
+A, B = np.array([[1, 2, 3]], np.float32), np.array([[10, 20, 30]], np.float32)
+
+
+@pytest.mark.parametrize("threads", [0, 1, 2])
+@pytest.mark.parametrize("from_file", [True, False])
+def test_a_graph_runs_from_a_file_or_from_bytes(from_file: bool, threads: int, tmp_path: Path) -> None:
+    path = tmp_path / "sums.onnx"
+    path.write_bytes(model())
+    with open_session(path if from_file else model(), threads=threads) as session:
+        assert session.inputs == {name: TensorSpec(np.dtype(np.float32), (None, 3)) for name in "ab"}
+        assert session.outputs == {name: TensorSpec(np.dtype(np.float32), (None, 3)) for name in ("sum", "double")}
+        outputs = session.run({"a": A, "b": B})
+    assert list(outputs) == ["sum", "double"]
+    assert outputs["sum"].tolist() == [[11, 22, 33]]
+    assert outputs["double"].tolist() == [[2, 4, 6]]
+
+
+@pytest.mark.parametrize("n", [0, 1, 33])
+def test_the_batch_axis_is_free_and_outputs_belong_to_the_caller(n: int) -> None:
+    rows = np.arange(3 * n, dtype=np.float32).reshape(n, 3)
+    with OrtSession(model()) as session:
+        first = session.run({"a": rows, "b": rows})
+        kept = first["sum"].copy()
+        session.run({"a": rows + 1, "b": rows})
+        assert (first["sum"] == kept).all(), "a second run leaves the first one's outputs alone"
+    assert (kept == 2 * rows).all()
+    assert kept.shape == (n, 3)
+
+
+@pytest.mark.parametrize(
+    ("feeds", "part"),
+    [
+        ({}, "a"),
+        ({"a": A}, "b"),
+        ({"a": A, "B": B}, "B"),
+        ({"a": A, "b": B, "c": B}, "c"),
+        ({"a": A, "b": B.astype(np.float64)}, "double"),
+        ({"a": A, "b": B.astype(np.uint8)}, "uint8"),
+        ({"a": A, "b": B[:, :2]}, "b"),
+        ({"a": A, "b": B[0]}, "b"),
+        ({"a": np.zeros((2, 3), np.float32), "b": np.zeros((4, 3), np.float32)}, "2"),
+        ({"a": A, "b": None}, "b"),
+    ],
+)
+def test_wrong_feeds_are_a_backend_error(feeds: dict[str, Any], part: str) -> None:
+    with OrtSession(model()) as session:
+        with pytest.raises(BackendError, match=r"^graph in memory: ONNX Runtime \d") as caught:
+            session.run(feeds)
+        assert part in str(caught.value)
+        assert len(str(caught.value).splitlines()) == 1
+        assert session.run({"a": A, "b": B})["sum"].tolist() == [[11, 22, 33]], "the session goes on"
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", model()[:-9], b"\0" * 1000])
+def test_what_is_no_graph_is_a_backend_error(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "bad.onnx"
+    path.write_bytes(content)
+    for graph, name in ((path, str(path)), (content, "graph in memory")):
+        with pytest.raises(BackendError, match=r"ONNX Runtime .* cannot load it") as caught:
+            open_session(graph)
+        assert str(caught.value).startswith(name)
+        assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_graph_that_is_not_there(tmp_path: Path) -> None:
+    for path in (tmp_path / "missing.onnx", tmp_path):
+        with pytest.raises(BackendError, match=str(path)):
+            open_session(path)
+
+
+def test_a_graph_of_a_type_that_no_contract_speaks_of_says_so() -> None:
+    with pytest.raises(BackendError, match=r"double"):
+        OrtSession(model(TensorProto.DOUBLE))
+
+
+def test_a_closed_session_says_so() -> None:
+    with OrtSession(model()) as session:
+        pass
+    with pytest.raises(BackendError, match="graph in memory: the session is closed"):
+        session.run({"a": A, "b": B})
+    session.close()  # twice is no mistake
+
+
+def test_the_session_closes_also_after_an_error() -> None:
+    session = OrtSession(model())
+    with pytest.raises(BackendError, match="ONNX Runtime"), session:
+        session.run({})
+    with pytest.raises(BackendError, match="closed"):
+        session.run({"a": A, "b": B})
+
+
+@pytest.mark.parametrize("one", [OrtSession(model()), FakeSession({})])
+def test_real_and_fake_session_fit_the_protocol(one: Session) -> None:
+    with one as entered:
+        assert entered is one
+        for name, wanted in vars(Session).items():
+            if name.startswith("_"):
+                continue
+            assert hasattr(one, name), name
+            if inspect.isfunction(wanted):
+                assert list(inspect.signature(getattr(one, name)).parameters) == [
+                    parameter for parameter in inspect.signature(wanted).parameters if parameter != "self"
+                ]

@@ -1,0 +1,119 @@
+"""Events leave over a real socket; a full queue drops at once and counts; the end waits no longer than it says."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zmq
+
+from edge.config import PublishConfig
+from edge.errors import ConfigError
+from edge.events import Event, Header, decode
+from edge.publish import Publisher
+from tests.conftest import Deadline
+from tests.fakes import sha256
+
+
+def event(seq: int) -> Event:
+    """Of an empty street."""
+    header = Header(
+        device="box", epoch=1, seq=seq, camera="door", frame=seq, captured_at=0.5, frame_size=(8, 6),
+        bundle=sha256(b"bundle"), bank=sha256(b"bank"), embedding_dim=4, people=(),
+    )  # fmt: skip
+    return Event(header, np.zeros((0, 4), np.float16), ())
+
+
+@pytest.fixture
+def collector() -> Iterator[zmq.Socket[bytes]]:
+    """A PULL socket that gives up after 5 s, and is not bound yet."""
+    with zmq.Context() as context, context.socket(zmq.PULL) as socket:
+        socket.linger = 0
+        socket.rcvtimeo = 5000
+        yield socket
+
+
+def received(collector: zmq.Socket[bytes], count: int) -> list[int]:
+    """The numbers of the next events."""
+    return [decode(collector.recv_multipart()).header.seq for _ in range(count)]
+
+
+@pytest.mark.parametrize("count", [0, 1, 50])
+def test_a_collector_receives_every_event_in_order(
+    count: int, collector: zmq.Socket[bytes], deadline: Deadline
+) -> None:
+    port = collector.bind_to_random_port("tcp://127.0.0.1")
+    with deadline("publishing", 20), Publisher(PublishConfig(address=f"tcp://127.0.0.1:{port}")) as publisher:
+        for seq in range(count):
+            publisher.send(event(seq))
+        assert received(collector, count) == list(range(count))
+        assert (publisher.queued, publisher.dropped) == (count, 0)
+
+
+@pytest.mark.parametrize("queue", [1, 7])
+def test_with_no_collector_the_queue_fills_and_the_rest_is_dropped_at_once(
+    queue: int, tmp_path: Path, deadline: Deadline
+) -> None:
+    config = PublishConfig(address=f"ipc://{tmp_path}/c", queue=queue, linger_ms=0)
+    with deadline("sending to nobody", 10), Publisher(config) as publisher:
+        for seq in range(queue):
+            publisher.send(event(seq))
+        assert (publisher.queued, publisher.dropped) == (queue, 0)
+        for seq in range(100):
+            publisher.send(event(seq))
+        assert (publisher.queued, publisher.dropped) == (queue, 100)
+
+
+def test_what_was_queued_arrives_when_the_collector_comes_and_what_was_dropped_does_not(
+    tmp_path: Path, collector: zmq.Socket[bytes], deadline: Deadline
+) -> None:
+    config = PublishConfig(address=f"ipc://{tmp_path}/c", queue=3)
+    with deadline("catching up", 20), Publisher(config) as publisher:
+        for seq in range(5):
+            publisher.send(event(seq))
+        collector.bind(config.address)
+        assert received(collector, 3) == [0, 1, 2]
+        publisher.send(event(5))
+        assert received(collector, 1) == [5], "3 and 4 were dropped"
+        assert (publisher.queued, publisher.dropped) == (4, 2)
+
+
+def test_the_end_of_the_run_waits_for_the_queue_to_empty(
+    tmp_path: Path, collector: zmq.Socket[bytes], deadline: Deadline
+) -> None:
+    config = PublishConfig(address=f"ipc://{tmp_path}/c", linger_ms=10_000)
+    with deadline("the last events", 20):
+        with Publisher(config) as publisher:
+            for seq in range(5):
+                publisher.send(event(seq))
+            collector.bind(config.address)
+        assert received(collector, 5) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("linger", [0, 300])
+def test_but_not_longer_than_it_says(linger: int, tmp_path: Path, deadline: Deadline) -> None:
+    with deadline("closing", 10):
+        publisher = Publisher(PublishConfig(address=f"ipc://{tmp_path}/c", linger_ms=linger))
+        publisher.send(event(0))
+        start = time.monotonic()
+        publisher.close()
+        waited = time.monotonic() - start
+    assert waited >= 0.9 * linger / 1000
+    assert waited < linger / 1000 + 3
+
+
+def test_closing_twice_is_no_mistake(tmp_path: Path) -> None:
+    with Publisher(PublishConfig(address=f"ipc://{tmp_path}/c")) as publisher:
+        publisher.close()
+
+
+@pytest.mark.parametrize("address", ["tcp://two words:1", "ipc://" + "x" * 300, "ipc://\0", "tcp://collector"])
+def test_an_address_that_zeromq_cannot_use_names_the_key(address: str, deadline: Deadline) -> None:
+    """Whatever the configuration lets pass; it may be stricter than ZeroMQ."""
+    config = PublishConfig().model_copy(update={"address": address})
+    with deadline("refusing", 10), pytest.raises(ConfigError, match=r"publish\.address: ") as caught:
+        Publisher(config)
+    assert len(str(caught.value).splitlines()) == 1
