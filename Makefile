@@ -26,7 +26,7 @@ run: setup
 	@$(BIN)/collector run --bind $(ADDRESS) --store $(STORE) & collector=$$!; \
 	  $(BIN)/edge run --config configs/demo.toml --draw out/demo.png >out/edge.txt 2>out/edge.log & edge=$$!; \
 	  wait -n; kill -TERM $$collector $$edge 2>/dev/null; wait $$collector; code=$$?; wait $$edge || code=$$?; \
-	  cat out/edge.txt; [ $$code = 0 ] || cat out/edge.log; exit $$code
+	  if [ $$code = 0 ]; then cat out/edge.txt; else cat out/edge.log; fi; exit $$code
 
 test: check
 	$(BIN)/python -m pytest

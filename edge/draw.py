@@ -34,6 +34,7 @@ def draw(frame: Frame, people: Detections, matches: Matches) -> Image:
     scale = min(_FRAME_WIDTH / frame.width, _FRAME_HEIGHT / frame.height)
     width, height = max(1, round(frame.width * scale)), max(1, round(frame.height * scale))
     picture = np.asarray(cv2.resize(frame.image, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)
+    clean = picture.copy()  # the thumbnails are cut from it
     panel = np.full((height, _PANEL_WIDTH, 3), _PAPER, np.uint8)
     top, shown = _PAD, 0
     for i, box in enumerate(people.boxes):
@@ -45,7 +46,7 @@ def draw(frame: Frame, people: Detections, matches: Matches) -> Image:
         block = max(_THUMB[1], (len(lines) + 1) * _LINE) + _PAD
         if shown < i or top + block > height - _LINE:
             continue
-        _entry(panel, top, f"{i + 1}   person {people.scores[i]:.0%}", lines, picture[y1:y2, x1:x2], colour)
+        _entry(panel, top, f"{i + 1}   person {people.scores[i]:.0%}", lines, clean[y1:y2, x1:x2], colour)
         top, shown = top + block, shown + 1
     left = len(people) - shown
     if not len(people) or left:
