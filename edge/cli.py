@@ -28,7 +28,7 @@ from edge.errors import CaptureError, ConfigError
 from edge.events import Header
 from edge.golden import Golden
 from edge.images import image_files, read_image
-from edge.pipeline import Described, Describer, Sender
+from edge.pipeline import Described, Describer, Reporter
 from edge.pipeline import run as loop
 from edge.publish import Publisher
 from edge.values import Frame, Image
@@ -61,7 +61,7 @@ def run(config: Path, max_frames: int | None, picture: Path | None) -> None:
     _check_sensitive(f"{config}: match.sensitive", chosen.match.sensitive, bundle)
     stop = _stopped_by_signals()
     seen = _Seen()
-    sender = Sender(chosen.device, bundle.manifest.seal(), chosen.match.top_k, chosen.publish.crops)
+    reporter = Reporter(chosen.device, bundle.manifest.seal(), chosen.match.top_k, chosen.publish.crops)
     with (
         _describer(bundle, chosen.detect, chosen.crop, chosen.match.sensitive, chosen.runtime) as describer,
         Publisher(chosen.publish) as publisher,
@@ -69,7 +69,7 @@ def run(config: Path, max_frames: int | None, picture: Path | None) -> None:
     ):
         logging.info("%s: %d camera(s), bundle %s", chosen.device, len(chosen.camera), chosen.bundle)
         start = time.monotonic()
-        loop(cameras, describer, sender, publisher, stop, seen, max_frames)
+        loop(cameras, describer, reporter, publisher, stop, seen, max_frames)
     _print_summary(seen, describer, publisher, cameras.states, time.monotonic() - start)
     if picture is not None and seen.crowded is not None:
         _save(picture, _drawn(seen.crowded))

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from edge import events
 from edge.bundle import PROMPTS, Bundle, PromptBank
@@ -123,13 +124,13 @@ class Describer:
         ]
 
 
-def tall_enough(people: Detections, min_height: int) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def tall_enough(people: Detections, min_height: int) -> NDArray[np.bool_]:
     """(n,) bool: the box is at least `min_height` px high."""
     return np.asarray(people.boxes[:, 3] - people.boxes[:, 1] >= min_height)
 
 
 @dataclass(frozen=True)
-class Sender:
+class Reporter:
     """What the events of one run have in common. device: the box's name. top_k: options per category."""
 
     device: str
@@ -176,7 +177,7 @@ class Sender:
 def run(
     cameras: Cameras,
     describer: Describer,
-    sender: Sender,
+    reporter: Reporter,
     publisher: Publisher,
     stop: threading.Event,
     on_described: Callable[[Described], None],
@@ -195,7 +196,7 @@ def run(
         left = None if left is None else left - len(frames)
         for described in describer(frames):
             with describer.timings.measure("publish", 1):
-                publisher.send(sender.event(next(numbers), described))
+                publisher.send(reporter.event(next(numbers), described))
             on_described(described)
 
 

@@ -30,7 +30,6 @@ from edge.bundle import (
     sha256_of,
 )
 from edge.errors import BundleError
-from edge.golden import check_cosine
 from export.checkpoint import read_checkpoint
 from export.clip import ClipGraphs, onnx_from_clip
 from export.darknet import onnx_from_darknet
@@ -38,7 +37,7 @@ from export.pack import bundle_from_parts, reuse, workplace
 from export.prompts import bank_from_prompts, prompt_tokens, read_prompts
 from export.recipe import DetectorRecipe, EncoderRecipe, Recipe, resolve
 from export.tokenizer import Tokenizer
-from export.verify import golden_from_picture
+from export.verify import golden_from_picture, verify
 
 Say = Callable[[str, str], None]  # (step, what became of it)
 _LOGIT_SCALE = "logit_scale"  # the one fact of image.onnx that no shape tells: kept in its metadata
@@ -102,13 +101,7 @@ def build(recipe: Recipe, target: Path, *, mirror: Path | None, cache: Path, say
                 golden = golden_from_picture(recipe.golden, detector, detector_facts, image, encoder_facts)
                 words = text.run({"tokens": tokens})["embedding"]
             golden.write(folder / GOLDEN)
-            with open_session(folder / DETECTOR) as detector:
-                boxes = golden.check_detector(detector, DETECTOR)
-            with open_session(folder / IMAGE) as image:
-                crops = golden.check_encoder(image, IMAGE, e.precision)
-            with open_session(folder / TEXT) as text:
-                check_cosine(text.run({"tokens": tokens})["embedding"], words, TEXT, e.precision)
-            return f"{boxes}; {crops}"
+            return verify(folder, golden, tokens, words, e.precision)
 
         facts = [detector_facts.model_dump(), encoder_facts.model_dump()]
         looks = [

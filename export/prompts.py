@@ -14,7 +14,7 @@ from edge.bundle import PromptBank
 from edge.config import Settings, read_toml
 from edge.errors import ConfigError, LookoutError
 from edge.values import Category, Floats
-from export.tokenizer import Tokenizer
+from export.tokenizer import Tokenizer, Tokens
 
 _BATCH = 64  # phrases in one run of the text tower
 Words = Annotated[str, Field(min_length=1, max_length=1000)]
@@ -94,9 +94,7 @@ def _twice(names: Iterator[str]) -> Iterator[str]:
         seen.add(name)
 
 
-def prompt_tokens(
-    path: Path, prompts: Prompts, tokenizer: Tokenizer
-) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
+def prompt_tokens(path: Path, prompts: Prompts, tokenizer: Tokenizer) -> Tokens:
     """(p, context) int64, all phrases in order. Raises ConfigError for a phrase of too many tokens."""
     rows = []
     for category in prompts.category:

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
-from edge.backend import Session
-from edge.bundle import DetectorFacts, EncoderFacts
+from edge.backend import Session, open_session
+from edge.bundle import DETECTOR, IMAGE, TEXT, DetectorFacts, EncoderFacts, Precision
 from edge.config import DetectConfig
 from edge.crop import crops_of
 from edge.detect import Detector, fit
-from edge.golden import Golden
+from edge.golden import Golden, check_cosine
 from edge.images import read_image
-from edge.values import Detections, Frame
+from edge.values import Detections, Floats, Frame
+from export.tokenizer import Tokens
 
 _PEOPLE = 4  # golden crops per picture
 
@@ -39,6 +40,21 @@ def golden_from_picture(
     boxes = detector.run({"image": inputs})
     embeddings = encoder.run({"image": np.concatenate(crops)})
     return Golden(inputs, boxes["boxes"], boxes["scores"], np.concatenate(crops), embeddings["embedding"])
+
+
+def verify(folder: Path, golden: Golden, tokens: Tokens, words: Floats, precision: Precision) -> str:
+    """Hold the graphs in `folder` against what their fp32 siblings said -> the figures in one line.
+
+    tokens: (p, 77) int64, the phrases of the recipe. words: (p, d), their embeddings by the fp32 text tower. precision:
+    the encoder's. Raises BundleError for a graph that differs, BackendError.
+    """
+    with open_session(folder / DETECTOR) as detector:
+        boxes = golden.check_detector(detector, DETECTOR)
+    with open_session(folder / IMAGE) as image:
+        crops = golden.check_encoder(image, IMAGE, precision)
+    with open_session(folder / TEXT) as text:
+        phrases = check_cosine(text.run({"tokens": tokens})["embedding"], words, TEXT, precision)
+    return f"detector: {boxes}; image: {crops}; text: {phrases}"
 
 
 def _quarters(frame: Frame) -> Detections:

@@ -36,7 +36,7 @@ from edge.detect import Detector
 from edge.encode import Encoder
 from edge.errors import LookoutError
 from edge.images import read_image
-from edge.pipeline import Describer, Sender
+from edge.pipeline import Describer, Reporter
 from edge.publish import Publisher
 from edge.values import Frame
 from export.build import build
@@ -163,7 +163,7 @@ def stages(title: str, frames: Sequence[Frame], bundle: Bundle, detector: Timed,
         CropConfig(),
         [category.name for category in bundle.bank.categories],
     )
-    sender = Sender("bench", facts.seal(), top_k=3, crops=False)
+    reporter = Reporter("bench", facts.seal(), top_k=3, crops=False)
     outside, people = [], 0
     with Publisher(PublishConfig(address="tcp://127.0.0.1:1", queue=10_000, linger_ms=0)) as publisher:
         describer(frames[:1])  # the first run plans its memory
@@ -173,7 +173,7 @@ def stages(title: str, frames: Sequence[Frame], bundle: Bundle, detector: Timed,
             start = time.perf_counter()
             (described,) = describer([frame])
             with describer.timings.measure("publish", 1):
-                publisher.send(sender.event(number, described))
+                publisher.send(reporter.event(number, described))
             whole = (time.perf_counter() - start) * 1000
             outside.append((whole - detector.ms - image.ms) / whole)
             people += len(described.people)
