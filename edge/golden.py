@@ -52,7 +52,7 @@ class Golden:
         for output, wanted in (("boxes", self.boxes), ("scores", self.scores)):
             _check_shape(f"{name}: {output}", outputs[output], wanted)
         seen = self.scores.max(axis=-1) > SEEN  # (f, A)
-        place = float(iou(outputs["boxes"][seen], self.boxes[seen]).min(initial=1))
+        place = _smallest(iou(outputs["boxes"][seen], self.boxes[seen]))
         gap = float(np.abs(outputs["scores"] - self.scores).max(initial=0))
         # NaN is no number that a comparison lets pass
         if not place >= MIN_IOU:
@@ -74,7 +74,7 @@ class Golden:
 def check_cosine(candidate: Floats, reference: Floats, name: str, precision: Precision) -> str:
     """Compare unit rows (n, d) pair by pair -> the figures in one line. Raises BundleError."""
     _check_shape(f"{name}: embedding", candidate, reference)
-    cosine = float((candidate * reference).sum(axis=1).min(initial=1))
+    cosine = _smallest((candidate * reference).sum(axis=1))
     length = float(np.abs(np.linalg.norm(candidate, axis=1) - 1).max(initial=0))
     if not (cosine >= MIN_COSINE[precision] and length <= 1e-3):
         raise BundleError(
@@ -84,6 +84,11 @@ def check_cosine(candidate: Floats, reference: Floats, name: str, precision: Pre
             remedy=MEND,
         )
     return f"{len(reference)} embeddings, smallest cosine {cosine:.6f}"
+
+
+def _smallest(shares: Floats) -> float:
+    """At most 1, also where there is none; NaN where there is one."""
+    return float(np.append(shares, 1.0).min())
 
 
 def _check_shape(output: str, candidate: Floats, reference: Floats) -> None:

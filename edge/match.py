@@ -27,5 +27,4 @@ def match(vectors: Floats, bank: PromptBank, logit_scale: float) -> Matches:
 def softmax(logits: Floats) -> Floats:
     """Over the last axis; the largest is subtracted first, so that nothing overflows."""
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    shares: Floats = powers / powers.sum(axis=-1, keepdims=True)
-    return shares
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True), np.float32)
