@@ -22,8 +22,9 @@ setup: .venv/ready
 run: setup
 	@mkdir -p out && rm -f $(STORE) $(STORE)-wal $(STORE)-shm
 	@$(BIN)/python -m export build configs/models-mini.toml
-	@video=$$($(BIN)/python -m export sample $(if $(VIDEO),--video '$(VIDEO)')) && ln -sf "$$video" out/vtest.avi
-	@$(BIN)/collector run --bind $(ADDRESS) --store $(STORE) & collector=$$!; \
+	@video=$$($(BIN)/python -m export sample $(if $(VIDEO),--video '$(VIDEO)')) && ln -sf "$$(realpath "$$video")" out/vtest.avi
+	@trap 'kill -TERM $$collector $$edge 2>/dev/null' EXIT; trap 'exit 130' INT TERM; \
+	  $(BIN)/collector run --bind $(ADDRESS) --store $(STORE) & collector=$$!; \
 	  $(BIN)/edge run --config configs/demo.toml --draw out/demo.png >out/edge.txt 2>out/edge.log & edge=$$!; \
 	  wait -n; kill -TERM $$collector $$edge 2>/dev/null; wait $$collector; code=$$?; wait $$edge || code=$$?; \
 	  if [ $$code = 0 ]; then cat out/edge.txt; else cat out/edge.log; fi; exit $$code
@@ -42,8 +43,7 @@ export: setup
 	$(BIN)/python -m export build configs/models-$(MODELS).toml
 
 collect: setup
-	@mkdir -p out
-	$(BIN)/collector run --bind $(ADDRESS) --store $(STORE)
+	$(BIN)/collector run --bind $(ADDRESS) --store lookout.db
 
 bench: setup
 	$(BIN)/python -m tests.bench

@@ -16,7 +16,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -35,6 +35,7 @@ TEXT = "text.onnx"  # tokens int64 (n, 77) -> embedding float32 (n, d); never lo
 VOCABULARY = "vocabulary.txt.gz"  # how words become the tokens of text.onnx
 GOLDEN = "golden.npz"
 PROMPTS = "prompts.npz"
+Grey = Annotated[int, Field(ge=0, le=255)]
 SEAL = 64  # hex digits of a sha256
 
 
@@ -72,7 +73,7 @@ class EncoderFacts(_Facts):
     size: int = Field(gt=0, description="crop edge, px")
     dim: int = Field(gt=0, description="length of an embedding")
     square: SquareMode = Field(description="how a tall crop becomes a square: padded, squashed or centre-cropped")
-    fill_bgr: tuple[int, int, int] = Field(description="colour of the padding")
+    fill_bgr: tuple[Grey, Grey, Grey] = Field(description="colour of the padding")
     logit_scale: float = Field(gt=0, description="CLIP's trained factor on the cosine, before the softmax")
     precision: Precision = Field(description="of weights and activations; outputs are float32")
 
@@ -214,6 +215,8 @@ class Bundle:
 
     def read_bank(self) -> PromptBank:
         """The prompt bank as it is on disk now, checked against this bundle's encoder. Raises BundleError."""
+        if Manifest.read(self.file(MANIFEST)) != self.manifest:
+            raise BundleError(f"{self.path}: the bundle was built anew", remedy="restart the box to use it")
         path = self.file(PROMPTS)
         bank = PromptBank.read(path)
         _check_bank(path, bank, self.manifest)
@@ -244,13 +247,14 @@ def open_bundle(path: Path) -> Bundle:
 
 
 def _check_bank(path: Path, bank: PromptBank, manifest: Manifest) -> None:
-    if bank.image_sha256 != manifest.files[IMAGE]:
-        raise BundleError(
-            f"{path}: its words were embedded for another image encoder",
-            expected=f"image.onnx {manifest.files[IMAGE][:12]}",
-            got=bank.image_sha256[:12],
-            remedy=MEND_BANK,
-        )
+    for tower, made_for in ((IMAGE, bank.image_sha256), (TEXT, bank.text_sha256)):
+        if made_for != manifest.files[tower]:
+            raise BundleError(
+                f"{path}: its words were embedded for another encoder",
+                expected=f"{tower} {manifest.files[tower][:12]}",
+                got=made_for[:12],
+                remedy=MEND_BANK,
+            )
     if bank.vectors.shape[1] != manifest.encoder.dim:
         raise BundleError(
             f"{path}: vectors of the wrong length",

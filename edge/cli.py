@@ -98,14 +98,14 @@ def describe(
     picture: Path | None,
 ) -> None:
     """Describe the people in pictures. A picture that cannot be read is reported, the others are described."""
-    files = [file for path in paths for file in (image_files(path) if path.is_dir() else [path])]
-    if not files:
-        raise CaptureError(f"{paths[0]}: no images in this folder")
+    files = [file for path in paths for file in _images(path)]
+    if picture is not None and picture.exists() and any(file.exists() and picture.samefile(file) for file in files):
+        raise ConfigError(f"--draw: {picture} is one of the images to describe", remedy="name another file")
     opened = open_bundle(bundle)
     _check_sensitive("--sensitive", sensitive, opened)
     unreadable: list[CaptureError] = []
     with _describer(opened, DetectConfig(), CropConfig(), sensitive, RuntimeConfig()) as describer:
-        for file in files:
+        for number, file in enumerate(files, 1):
             try:
                 image = read_image(file)
             except CaptureError as error:
@@ -114,11 +114,11 @@ def describe(
                 continue
             (described,) = describer([Frame(file.name, 0, file.stat().st_mtime, image)])
             click.echo(_as_json(file, described, int(top_k)) if as_json else _as_text(file, described, int(top_k)))
+            name = file.stem if len(files) == 1 else f"{number:03}-{file.stem}"  # two folders may hold the same names
             if save_crops is not None:
-                _save_crops(save_crops, file, described)
+                _save_crops(save_crops, name, described)
             if picture is not None:
-                own = picture if len(files) == 1 else picture.with_stem(f"{picture.stem}-{file.stem}")
-                _save(own, _drawn(described))
+                _save(picture if len(files) == 1 else picture.with_stem(f"{picture.stem}-{name}"), _drawn(described))
     if unreadable:
         raise CaptureError(f"{len(unreadable)} of {len(files)} images could not be read")
 
@@ -129,8 +129,7 @@ def check(config: Path) -> None:
     """Check a configuration, its bundle and its cameras' files, without running anything."""
     chosen = read_edge_config(config)
     bundle = open_bundle(chosen.bundle)
-    with Cameras(chosen.camera):
-        pass
+    Cameras(chosen.camera).close()  # files and folders are looked at, live cameras are not called
     categories = bundle.bank.permitted(chosen.match.sensitive).categories
     _check_sensitive(f"{config}: match.sensitive", chosen.match.sensitive, bundle)
     click.echo(f"{config}: good: {len(chosen.camera)} camera(s), bundle {bundle.manifest.name}")
@@ -227,17 +226,14 @@ def _print_summary(
         table.add_row(stage, f"{middle:.1f}", f"{high:.1f}")
     for column in table.columns[1:]:
         column.justify = "right"
-    console = Console()
-    console.print(table)
+    Console().print(table)
     rate = seen.frames / seconds if seconds else 0.0
     small = f" ({seen.skipped} more were too small to describe)" if seen.skipped else ""
-    console.print(f"{seen.frames} frames in {seconds:.1f} s ({rate:.1f}/s), {seen.people} people{small}")
-    console.print(f"{publisher.queued} events queued, {publisher.dropped} dropped as the queue was full")
+    click.echo(f"{seen.frames} frames in {seconds:.1f} s ({rate:.1f}/s), {seen.people} people{small}")
+    click.echo(f"{publisher.queued} events queued, {publisher.dropped} dropped as the queue was full")
     for camera in cameras:
-        trouble = f"; {camera.error}" if camera.error else ""
-        console.print(
-            f"camera {camera.name}: {camera.frames} frames, {camera.dropped} dropped{trouble}", soft_wrap=True
-        )
+        line = f"camera {camera.name}: {camera.frames} frames, {camera.dropped} dropped"
+        click.echo(line + (f"; {camera.error}" if camera.error else ""))
 
 
 def _as_text(file: Path, described: Described, top_k: int) -> str:
@@ -269,10 +265,18 @@ def _as_json(file: Path, described: Described, top_k: int) -> str:
     return json.dumps({"image": str(file), "people": people, "skipped": described.skipped}, ensure_ascii=False)
 
 
-def _save_crops(folder: Path, file: Path, described: Described) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+def _save_crops(folder: Path, name: str, described: Described) -> None:
     for i, box in enumerate(described.people.boxes, 1):
-        _save(folder / f"{file.stem}-person{i}.png", cut(described.frame.image, box))
+        _save(folder / f"{name}-person{i}.png", cut(described.frame.image, box))
+
+
+def _images(path: Path) -> list[Path]:
+    """A folder's images, or the one image. Raises CaptureError for a folder without any."""
+    if not path.is_dir():
+        return [path]
+    if files := image_files(path):
+        return files
+    raise CaptureError(f"{path}: no images in this folder")
 
 
 def _drawn(described: Described) -> Image:
@@ -280,9 +284,6 @@ def _drawn(described: Described) -> Image:
 
 
 def _save(path: Path, image: Image) -> None:
-    if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise ConfigError(
-            f"{path}: cannot write this kind of picture", expected=".png or .jpg", got=path.suffix or "no ending"
-        )
+    """A picture of the kind its ending says."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(cv2.imencode(path.suffix, image)[1].tobytes())

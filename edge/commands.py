@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import traceback
 from typing import Any
@@ -29,6 +30,9 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the subcommand; see the class for what becomes of its errors."""
         debug = ctx.params.pop("debug")
+        for stream in (sys.stdout, sys.stderr):  # a name that the terminal's encoding lacks is no reason to stop
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()  # here a full disk is still an error; at the interpreter's exit it is only noise

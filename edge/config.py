@@ -151,12 +151,14 @@ def read_toml(path: Path, model: type[Model]) -> Model:
     Raises ConfigError naming the file, the key, what is allowed and what was found, with a guess for a mistyped key.
     """
     try:
-        fields = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
+        data = path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        raise ConfigError(f"{path}: {getattr(error, 'strerror', error)}") from error
+    try:
+        fields = tomllib.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text: {error}") from error
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # a TOMLDecodeError, or a number too long for int()
         raise ConfigError(f"{path}: not TOML: {error}") from error
     except RecursionError as error:
         raise ConfigError(f"{path}: nested too deeply") from error

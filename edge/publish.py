@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from types import TracebackType
 
 import zmq
@@ -9,6 +11,8 @@ import zmq
 from edge.config import PublishConfig
 from edge.errors import ConfigError
 from edge.events import Event, encode
+
+log = logging.getLogger(__name__)
 
 
 class Publisher:
@@ -20,10 +24,12 @@ class Publisher:
 
     def __init__(self, config: PublishConfig) -> None:
         self.queued = self.dropped = 0
-        self._linger = config.linger_ms
+        self._address, self._linger = config.address, config.linger_ms
+        self._full = False
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.PUSH)
         self._socket.set_hwm(config.queue)
+        self._socket.ipv6 = "[" in config.address
         try:
             self._socket.connect(config.address)
         except zmq.ZMQError as error:
@@ -35,13 +41,22 @@ class Publisher:
         try:
             self._socket.send_multipart(encode(event), zmq.NOBLOCK)
             self.queued += 1
+            self._full = False
         except zmq.Again:
             self.dropped += 1
+            if not self._full:  # said once each time it fills up
+                log.warning("%s: the queue is full: events are dropped until the collector takes some", self._address)
+            self._full = True
 
     def close(self) -> None:
-        """Wait at most `linger_ms` for the queue to empty, then let go."""
+        """Wait at most `linger_ms` for the queue to empty, then let go; what is left in it then is lost."""
+        start = time.monotonic()
         self._socket.close(linger=self._linger)
         self._context.term()
+        if self._linger and time.monotonic() - start >= 0.95 * self._linger / 1000:  # it gave up
+            log.warning(
+                "%s: not every event was taken within linger_ms = %d; the rest is lost", self._address, self._linger
+            )
 
     def __enter__(self) -> Publisher:
         return self

@@ -29,15 +29,16 @@ from edge.bundle import (
     open_bundle,
     sha256_of,
 )
-from edge.errors import BundleError
+from edge.errors import BundleError, ModelError
+from edge.images import read_image
 from export.checkpoint import read_checkpoint
 from export.clip import ClipGraphs, onnx_from_clip
 from export.darknet import onnx_from_darknet
 from export.pack import bundle_from_parts, reuse, workplace
-from export.prompts import bank_from_prompts, prompt_tokens, read_prompts
+from export.prompts import Prompts, bank_from_prompts, prompt_tokens, read_prompts
 from export.recipe import DetectorRecipe, EncoderRecipe, Recipe, resolve
-from export.tokenizer import Tokenizer
-from export.verify import golden_from_picture, verify
+from export.tokenizer import CONTEXT, END, Tokenizer, Tokens
+from export.verify import PHRASES, golden_from_picture, verify
 
 Say = Callable[[str, str], None]  # (step, what became of it)
 _LOGIT_SCALE = "logit_scale"  # the one fact of image.onnx that no shape tells: kept in its metadata
@@ -56,8 +57,8 @@ def build(recipe: Recipe, target: Path, *, mirror: Path | None, cache: Path, say
     )
     tokenizer = Tokenizer(vocabulary)
     tokens = prompt_tokens(recipe.prompts, prompts, tokenizer)
-    inputs = (cfg, weights, checkpoint, vocabulary, recipe.golden, recipe.prompts)
-    sums = {path: sha256_of(path) for path in inputs}
+    picture = read_image(recipe.golden)
+    sums = {path: sha256_of(path) for path in (cfg, weights, checkpoint, vocabulary, recipe.golden)}
 
     @functools.cache
     def detector_graph(precision: Precision) -> bytes:
@@ -68,6 +69,9 @@ def build(recipe: Recipe, target: Path, *, mirror: Path | None, cache: Path, say
     @functools.cache
     def clip_graphs(precision: Precision) -> ClipGraphs:
         graphs = onnx_from_clip(read_checkpoint(checkpoint), precision=precision)
+        takes = f"{graphs.context} tokens of {graphs.vocab}"
+        if takes != (makes := f"{CONTEXT} tokens of {END + 1}"):
+            raise ModelError(f"{checkpoint}: the text tower does not fit the vocabulary", expected=makes, got=takes)
         onnx.helper.set_model_props(graphs.image, {_LOGIT_SCALE: repr(graphs.logit_scale)})
         return graphs
 
@@ -98,29 +102,22 @@ def build(recipe: Recipe, target: Path, *, mirror: Path | None, cache: Path, say
                 open_session(siblings.image.SerializeToString()) as image,
                 open_session(siblings.text.SerializeToString()) as text,
             ):
-                golden = golden_from_picture(recipe.golden, detector, detector_facts, image, encoder_facts)
-                words = text.run({"tokens": tokens})["embedding"]
+                golden = golden_from_picture(picture, detector, detector_facts, image, encoder_facts)
+                phrases = tokenizer.encode(PHRASES)
+                words = text.run({"tokens": phrases})["embedding"]
             golden.write(folder / GOLDEN)
-            return verify(folder, golden, tokens, words, e.precision)
+            return verify(folder, golden, phrases, words, e.precision)
 
         facts = [detector_facts.model_dump(), encoder_facts.model_dump()]
-        looks = [
-            sums[recipe.golden],
-            sums[recipe.prompts],
-            _code("verify.py", *(f"../edge/{name}.py" for name in ("golden", "detect", "crop", "boxes", "images"))),
-        ]
-        steps.run("verify", [GOLDEN], [*network, *towers, *facts, *looks], make_golden)
+        looks = [f"../edge/{name}.py" for name in ("golden", "detect", "crop", "boxes", "images")]
+        looked = [sums[recipe.golden], _code("verify.py", "tokenizer.py", *looks)]
+        steps.run("verify", [GOLDEN], [*network, *towers, *facts, *looked], make_golden)
 
         sha256s = {path.name: sha256_of(path) for path in folder.iterdir()}
+        words_of = [recipe.prompts.name, prompts.model_dump(), _code("prompts.py", "tokenizer.py")]
         bank = steps.words(
-            [
-                sums[recipe.prompts],
-                sha256s[TEXT],
-                sha256s[IMAGE],
-                sha256s[VOCABULARY],
-                _code("prompts.py", "tokenizer.py"),
-            ],
-            lambda: bank_from_bundle_parts(folder, recipe.prompts, sha256s),
+            [*words_of, sha256s[TEXT], sha256s[IMAGE], sha256s[VOCABULARY]],
+            lambda: _embedded(recipe.prompts.name, prompts, tokens, folder, sha256s),
         )
         manifest = Manifest(
             name=recipe.name,
@@ -133,19 +130,18 @@ def build(recipe: Recipe, target: Path, *, mirror: Path | None, cache: Path, say
         return bundle_from_parts(folder, manifest, bank, target)
 
 
-def embed_prompts(prompts: Path, bundle: Bundle) -> PromptBank:
-    """The bank of one prompt file for this bundle. Raises ConfigError, BundleError, BackendError."""
-    return bank_from_bundle_parts(bundle.path, prompts, bundle.manifest.files)
+def embed_prompts(path: Path, bundle: Bundle) -> PromptBank:
+    """The bank of one prompt file for this bundle. Raises ConfigError, ModelError, BackendError."""
+    prompts = read_prompts(path)
+    tokens = prompt_tokens(path, prompts, Tokenizer(bundle.file(VOCABULARY)))
+    return _embedded(path.name, prompts, tokens, bundle.path, bundle.manifest.files)
 
 
-def bank_from_bundle_parts(folder: Path, prompts: Path, sha256s: Mapping[str, str]) -> PromptBank:
-    """The bank of one prompt file, by the text tower and the vocabulary that lie in `folder`."""
-    tokenizer = Tokenizer(folder / VOCABULARY)
+def _embedded(source: str, prompts: Prompts, tokens: Tokens, folder: Path, sha256s: Mapping[str, str]) -> PromptBank:
+    """The bank by the text tower that lies in `folder`. sha256s: of the files there."""
     with open_session(folder / TEXT) as text:
-        words = read_prompts(prompts)
-        return bank_from_prompts(
-            prompts, words, tokenizer, text, text_sha256=sha256s[TEXT], image_sha256=sha256s[IMAGE]
-        )
+        sums = {"text_sha256": sha256s[TEXT], "image_sha256": sha256s[IMAGE]}
+        return bank_from_prompts(source, prompts, tokens, text, **sums)
 
 
 def _opened(target: Path, say: Say) -> Bundle | None:

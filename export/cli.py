@@ -5,11 +5,14 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+import re
 from pathlib import Path
 
 import click
 import onnx
 from rich.console import Console
+from rich.markup import escape
+from rich.text import Text
 
 from edge.bundle import IMAGE, TEXT, Precision, open_bundle
 from edge.commands import Commands
@@ -20,7 +23,7 @@ from export.checkpoint import read_checkpoint
 from export.clip import onnx_from_clip
 from export.coco import COCO
 from export.darknet import onnx_from_darknet
-from export.pack import replace_bank
+from export.pack import alone, replace_bank
 from export.recipe import read_recipe
 from export.samples import find_sample
 from export.weights import cache_folder
@@ -45,13 +48,13 @@ def build(recipe: Path, engines: Path) -> None:
     chosen = read_recipe(recipe)
     target = engines / chosen.name
     console = Console(stderr=True)
-    with console.status(f"exporting {target}"):
+    with console.status(escape(f"exporting {target}")):
         build_bundle(
             chosen,
             target,
             mirror=_mirror(),
             cache=cache_folder(),
-            say=lambda step, said: console.print(f"{step:>9}  {said}", highlight=False, soft_wrap=True),
+            say=lambda step, said: console.print(Text(f"{step:>9}  {said}"), soft_wrap=True),
         )
     click.echo(f"{target} is ready")
 
@@ -64,8 +67,9 @@ def build(recipe: Path, engines: Path) -> None:
 def prompts(file: Path, bundle: Path) -> None:
     """Embed the words of a prompt file again: the bundle's prompts.npz alone changes."""
     opened = open_bundle(bundle)
-    bank = embed_prompts(file, opened)
-    replace_bank(opened, bank)
+    with alone(bundle.absolute().parent):
+        bank = embed_prompts(file, opened)
+        replace_bank(opened, bank)
     click.echo(f"{bundle}: {len(bank.categories)} categories, {len(bank.vectors)} options, bank {bank.sha256[:12]}")
 
 
@@ -78,6 +82,7 @@ def prompts(file: Path, bundle: Path) -> None:
 @click.option("--precision", type=_PRECISION, default="fp32", show_default=True, help="Of everything but the outputs.")
 def darknet(cfg: Path, weights: Path, out: Path, size: int | None, keep: str, precision: Precision) -> None:
     """Convert one Darknet network to ONNX."""
+    out.parent.mkdir(parents=True, exist_ok=True)  # before the work, where it may fail
     numbers = [_class_number(name.strip()) for name in keep.split(",")]
     graph = onnx_from_darknet(cfg, weights, size=size, keep=numbers, precision=precision)
     onnx.save(graph, out)
@@ -107,7 +112,7 @@ def sample(video: Path | None) -> None:
 
 
 def _class_number(name: str) -> int:
-    if name.isdecimal():
+    if re.fullmatch(r"[0-9]{1,6}", name):
         return int(name)
     if name not in COCO:
         near = difflib.get_close_matches(name, COCO, n=1)

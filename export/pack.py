@@ -19,17 +19,30 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
 @contextmanager
+def alone(engines: Path) -> Iterator[None]:
+    """One export at a time in a folder of bundles. Raises ConfigError while another is at work."""
+    engines.mkdir(parents=True, exist_ok=True)
+    handle = os.open(engines, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go when the process ends, however it ends
+    except BlockingIOError as error:
+        os.close(handle)
+        raise ConfigError(f"{engines}: another export is at work here", remedy="wait for its end") from error
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
 def workplace(target: Path) -> Iterator[Path]:
     """An empty folder beside `target`, on the same file system; what is left of it afterwards is removed.
 
-    Raises ConfigError while another export is at work beside it.
+    Raises ConfigError while another export is at work beside it, or where `target` is no folder.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    parent = os.open(target.parent, os.O_RDONLY)
-    try:
-        fcntl.flock(
-            parent, fcntl.LOCK_EX | fcntl.LOCK_NB
-        )  # let go by the system when the process ends, however it ends
+    if target.exists() and (target.is_symlink() or not target.is_dir()):
+        raise ConfigError(f"{target}: a bundle is a folder", remedy="move what is there out of the way")
+    with alone(target.parent):
         for dead in target.parent.glob(f".{target.name}.*.part"):  # of an export that was killed
             shutil.rmtree(dead, ignore_errors=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
@@ -38,10 +51,6 @@ def workplace(target: Path) -> Iterator[Path]:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-    except BlockingIOError as error:
-        raise ConfigError(f"{target.parent}: another export is at work here", remedy="wait for its end") from error
-    finally:
-        os.close(parent)
 
 
 def bundle_from_parts(folder: Path, manifest: Manifest, bank: PromptBank, target: Path) -> Bundle:

@@ -65,16 +65,14 @@ def read_prompts(path: Path) -> Prompts:
 
 
 def bank_from_prompts(
-    path: Path, prompts: Prompts, tokenizer: Tokenizer, text: Session, *, text_sha256: str, image_sha256: str
+    source: str, prompts: Prompts, tokens: Tokens, text: Session, *, text_sha256: str, image_sha256: str
 ) -> PromptBank:
     """Embed the words: an option's vector is the renormalised mean of its phrases' unit vectors.
 
-    path: for messages and as the bank's source. text: a session of text.onnx. Raises ConfigError for a phrase of too
-    many tokens, BackendError.
+    source: the prompt file's name. tokens: (p, 77), what `prompt_tokens` made of the prompts. text: a session of
+    text.onnx. Raises BackendError.
     """
-    phrases = [phrase for category in prompts.category for option in category.option for phrase in option.phrases]
-    tokens = prompt_tokens(path, prompts, tokenizer)  # (p, context)
-    runs = [text.run({"tokens": tokens[i : i + _BATCH]})["embedding"] for i in range(0, len(phrases), _BATCH)]
+    runs = [text.run({"tokens": tokens[i : i + _BATCH]})["embedding"] for i in range(0, len(tokens), _BATCH)]
     embeddings: Floats = np.concatenate(runs)  # (p, d)
     counts = [len(option.phrases) for category in prompts.category for option in category.option]
     means = np.stack([part.mean(axis=0) for part in np.split(embeddings, np.cumsum(counts)[:-1])])  # (m, d)
@@ -83,7 +81,7 @@ def bank_from_prompts(
         Category(c.name, c.question, tuple(o.name for o in c.option), tuple(o.label for o in c.option), c.sensitive)
         for c in prompts.category
     )
-    return PromptBank(categories, vectors, text_sha256, image_sha256, path.name)
+    return PromptBank(categories, vectors, text_sha256, image_sha256, source)
 
 
 def _twice(names: Iterator[str]) -> Iterator[str]:

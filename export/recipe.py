@@ -7,8 +7,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from edge.bundle import Precision, ResizeMode, SquareMode
+from edge.bundle import Grey, Precision, ResizeMode, SquareMode
 from edge.config import Settings, read_toml
+from edge.detect import PERSON
 from edge.errors import ConfigError
 from export.coco import COCO
 from export.weights import OFFICIAL, fetch
@@ -41,7 +42,7 @@ class EncoderRecipe(Settings):
     checkpoint: FileRef
     vocabulary: FileRef
     square: SquareMode = Field(default="pad", description="how a tall crop becomes a square")
-    fill_rgb: tuple[int, int, int] = Field(
+    fill_rgb: tuple[Grey, Grey, Grey] = Field(
         default=(123, 117, 104), strict=False, description="padding: CLIP's mean colour"
     )
     precision: Precision = Field(default="fp32", description="fp16 for devices that compute in it; a CPU does not")
@@ -64,6 +65,8 @@ def read_recipe(path: Path) -> Recipe:
     for name in detector.keep:
         if name not in detector.classes:
             raise ConfigError(f"{path}: detector.keep: not among detector.classes", got=repr(name))
+    if PERSON not in detector.keep:
+        raise ConfigError(f"{path}: detector.keep: a box describes people", expected=repr(PERSON), got=detector.keep)
     return recipe.model_copy(
         update={
             "prompts": path.parent / recipe.prompts,

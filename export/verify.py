@@ -12,23 +12,22 @@ from edge.config import DetectConfig
 from edge.crop import crops_of
 from edge.detect import Detector, fit
 from edge.golden import Golden, check_cosine
-from edge.images import read_image
-from edge.values import Detections, Floats, Frame
+from edge.values import Detections, Floats, Frame, Image
 from export.tokenizer import Tokens
 
+PHRASES = ("a photo of a man", "a woman with long hair, wearing a red top and blue jeans", "no hat", "a" + 60 * " bag")
 _PEOPLE = 4  # golden crops per picture
 
 
 def golden_from_picture(
-    picture: Path, detector: Session, detector_facts: DetectorFacts, encoder: Session, encoder_facts: EncoderFacts
+    picture: Image, detector: Session, detector_facts: DetectorFacts, encoder: Session, encoder_facts: EncoderFacts
 ) -> Golden:
-    """Golden inputs from one picture and its mirror image, with the outputs of these two fp32 sessions.
+    """Golden inputs from one picture (h, w, 3) BGR and its mirror image, with the outputs of these two fp32 sessions.
 
     The crops are the people found; where a detector finds none (a network with random weights), fixed parts of the
-    picture. Raises CaptureError for a picture that cannot be read, BackendError.
+    picture. Raises BackendError.
     """
-    image = read_image(picture)
-    frames = [Frame("golden", i, 0.0, view) for i, view in enumerate((image, image[:, ::-1]))]
+    frames = [Frame("golden", i, 0.0, view) for i, view in enumerate((picture, picture[:, ::-1]))]
     people = Detector(detector, detector_facts, DetectConfig())(frames)
     crops = [
         crops_of(frame, found[:_PEOPLE] if len(found) else _quarters(frame), encoder_facts)
@@ -45,8 +44,9 @@ def golden_from_picture(
 def verify(folder: Path, golden: Golden, tokens: Tokens, words: Floats, precision: Precision) -> str:
     """Hold the graphs in `folder` against what their fp32 siblings said -> the figures in one line.
 
-    tokens: (p, 77) int64, the phrases of the recipe. words: (p, d), their embeddings by the fp32 text tower. precision:
-    the encoder's. Raises BundleError for a graph that differs, BackendError.
+    Graphs in fp32 are their own siblings: what is held then is that the files load and give finite, unit answers.
+    tokens: (p, 77) int64. words: (p, d), their embeddings by the fp32 text tower. precision: the encoder's. Raises
+    BundleError for a graph that differs, BackendError.
     """
     with open_session(folder / DETECTOR) as detector:
         boxes = golden.check_detector(detector, DETECTOR)

@@ -232,15 +232,14 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder in which the documents' commands run as they stand, at little cost.
 
     engines/mini is built by the documents' own command. Placeholders: engines/full is a copy of it; the camera of
-    configs/edge.toml is a folder with one picture, and its collector an address where nobody listens; out/results.db
+    configs/edge.toml is a folder with one picture, and its collector an address where nobody listens; lookout.db
     is an empty store.
     """
     folder = tmp_path_factory.mktemp("project")
     for name in ("configs", "prompts"):
         shutil.copytree(ROOT / name, folder / name)
     (folder / "export").symlink_to(ROOT / "export")
-    (folder / "out").mkdir()
-    with Store(folder / "out/results.db", create=True):
+    with Store(folder / "lookout.db", create=True):
         pass
     config = folder / "configs/edge.toml"
     text = re.sub(r'^source = "[^"]+"', 'source = "../export/mini"', config.read_text(), flags=re.MULTILINE)

@@ -24,6 +24,7 @@ from edge.errors import BundleError
 from edge.golden import Golden
 from edge.images import read_image
 from edge.values import Frame
+from export.pack import alone
 from tests.flow.conftest import ROOT, command, starter
 
 MINI = ROOT / "export/mini"
@@ -58,7 +59,11 @@ def test_second_build_skips_every_step_and_a_changed_input_only_its_own(mini: Pa
     words.write_text((ROOT / "prompts/person-mini.toml").read_text().replace("a photo of a man", "one photo of a man"))
     (tmp_path / "recipe.toml").write_text(recipe.replace(f"{ROOT}/prompts/person-mini.toml", str(words)))
     said = command("export", "build", tmp_path / "recipe.toml", "--engines", tmp_path / "engines").stderr
-    assert [line.split()[0] for line in said.splitlines() if "unchanged" in line] == ["detector", "encoder"], said
+    assert [line.split()[0] for line in said.splitlines() if "unchanged" in line] == [
+        "detector",
+        "encoder",
+        "verify",
+    ], said
 
     (tmp_path / "recipe.toml").write_text(recipe.replace("size = 416", "size = 320"))
     said = command("export", "build", tmp_path / "recipe.toml", "--engines", tmp_path / "engines").stderr
@@ -195,6 +200,18 @@ def test_single_steps_are_commands(tmp_path: Path) -> None:
         onnxruntime.InferenceSession(str(tmp_path / "clip" / name))
     done = command("export", "darknet", cfg, weights, tmp_path / "e.onnx", "--keep", "persn", code=78)
     assert "did you mean 'person'?" in done.stderr
+    command("export", "darknet", cfg, weights, tmp_path / "new/folder/d.onnx")
+    command("export", "darknet", cfg, weights, tmp_path / "e.onnx", "--keep", "9" * 5000, code=78)
+
+
+def test_two_exports_do_not_meet(mini: Path, tmp_path: Path) -> None:
+    shutil.copytree(mini, tmp_path / "mini")
+    with alone(tmp_path):
+        for words in (
+            ("build", "configs/models-mini.toml", "--engines", tmp_path),
+            ("prompts", "prompts/person-mini.toml", "--bundle", tmp_path / "mini"),
+        ):
+            assert "another export is at work" in command("export", *words, code=78).stderr
 
 
 def test_recipe_mistakes_name_file_and_key(tmp_path: Path) -> None:
@@ -208,11 +225,22 @@ def test_recipe_mistakes_name_file_and_key(tmp_path: Path) -> None:
         ("clip-mini.safetensors", "yolov4-mini.cfg", 65, "yolov4-mini.cfg"),
         ("yolov4-mini.weights", "clip-mini.safetensors", 65, "clip-mini.safetensors"),
         ('name = "mini"', 'name = "../mini"', 78, "name"),
+        ('name = "mini"', 'name = "file"', 78, "a bundle is a folder"),
+        ('name = "mini"', 'name = "link"', 78, "a bundle is a folder"),
+        ('classes = ["person"]', 'classes = ["person", "car"]\nkeep = ["car"]', 78, "'person'"),
+        ("[encoder]", "[encoder]\nfill_rgb = [300, -1, 0]", 78, "fill_rgb"),
+        ("pets-650.jpg", "README.md", 66, "README.md"),
+        ("pets-650.jpg", "a\\u0000b", 66, "null"),
+        ("person-mini.toml", "a\\u0000b", 78, "null"),
     ]
+    (tmp_path / "engines").mkdir()
+    (tmp_path / "engines/file").touch()
+    (tmp_path / "engines/link").symlink_to(tmp_path)
     for old, new, code, said in table:
+        assert old in recipe
         (tmp_path / "recipe.toml").write_text(recipe.replace(old, new))
         done = command("export", "build", tmp_path / "recipe.toml", "--engines", tmp_path / "engines", code=code)
         line = done.stderr.splitlines()[-1]
         assert line.startswith("error: ")
         assert said in line
-        assert not (tmp_path / "engines/mini").exists()
+        assert sorted(path.name for path in (tmp_path / "engines").iterdir()) == ["file", "link"]

@@ -387,7 +387,8 @@ def test_no_bundle_here(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("other", "parts"),
     [
-        (bank(image_sha256=sha256(b"another encoder")), ["another image encoder", sha256(CONTENTS[IMAGE])[:12]]),
+        (bank(image_sha256=sha256(b"another encoder")), ["another encoder", sha256(CONTENTS[IMAGE])[:12]]),
+        (replace(bank(), text_sha256=sha256(b"another encoder")), ["another encoder", sha256(CONTENTS[TEXT])[:12]]),
         (bank(dim=5), ["vectors of the wrong length", "expected 4, got 5"]),
         (bank(dim=3), ["vectors of the wrong length", "expected 4, got 3"]),
     ],
@@ -397,6 +398,13 @@ def test_a_bank_for_another_encoder_is_refused(other: PromptBank, parts: list[st
     good.file(PROMPTS).write_bytes(other.to_bytes())
     for read in (lambda _: good.read_bank(), lambda path: open_bundle(path.parent)):
         refuses(read, good.file(PROMPTS), *parts, MEND_BANK)
+
+
+def test_a_bank_under_a_bundle_that_was_built_anew_asks_for_a_restart(tmp_path: Path) -> None:
+    old = open_bundle(write_bundle(tmp_path / "bundle"))
+    facts = old.manifest.encoder.model_copy(update={"logit_scale": 2.0})
+    (old.path / MANIFEST).write_text(old.manifest.model_copy(update={"encoder": facts}).to_json())
+    refuses(lambda _: old.read_bank(), old.path, "the bundle was built anew", "restart the box")
 
 
 def test_a_missing_or_damaged_bank_is_refused_and_a_new_one_is_taken(bundle_folder: Path) -> None:

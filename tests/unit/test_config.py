@@ -212,6 +212,7 @@ def test_windows_line_ends_and_byte_order_mark(path: Path) -> None:
         (b"\x89PNG\r\n\x1a\n\0\0", ["not UTF-8 text"]),
         (GOOD + "\0", ["not TOML: "]),
         ("quux = " + "[" * 100_000, ["nested too deeply"]),
+        ("quux = " + "9" * 5_000, ["not TOML"]),
     ],
 )
 def test_a_mistake_is_one_line_with_file_and_key(text: str | bytes, parts: list[str], path: Path) -> None:

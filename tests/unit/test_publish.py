@@ -53,9 +53,20 @@ def test_a_collector_receives_every_event_in_order(
         assert (publisher.queued, publisher.dropped) == (count, 0)
 
 
+def test_an_ipv6_address_is_reached(collector: zmq.Socket[bytes], deadline: Deadline) -> None:
+    collector.ipv6 = True
+    try:
+        port = collector.bind_to_random_port("tcp://[::1]")
+    except zmq.ZMQError as error:
+        pytest.skip(f"no IPv6 on this machine: {error}")
+    with deadline("publishing", 20), Publisher(PublishConfig(address=f"tcp://[::1]:{port}")) as publisher:
+        publisher.send(event(0))
+        assert received(collector, 1) == [0]
+
+
 @pytest.mark.parametrize("queue", [1, 7])
 def test_with_no_collector_the_queue_fills_and_the_rest_is_dropped_at_once(
-    queue: int, tmp_path: Path, deadline: Deadline
+    queue: int, tmp_path: Path, deadline: Deadline, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = PublishConfig(address=f"ipc://{tmp_path}/c", queue=queue, linger_ms=0)
     with deadline("sending to nobody", 10), Publisher(config) as publisher:
@@ -65,6 +76,7 @@ def test_with_no_collector_the_queue_fills_and_the_rest_is_dropped_at_once(
         for seq in range(100):
             publisher.send(event(seq))
         assert (publisher.queued, publisher.dropped) == (queue, 100)
+    assert [record.message.partition(": ")[2][:17] for record in caplog.records] == ["the queue is full"], "said once"
 
 
 def test_what_was_queued_arrives_when_the_collector_comes_and_what_was_dropped_does_not(
@@ -97,7 +109,9 @@ def test_the_end_of_the_run_waits_for_the_queue_to_empty(
 
 
 @pytest.mark.parametrize("linger", [0, 300])
-def test_but_not_longer_than_it_says(linger: int, tmp_path: Path, deadline: Deadline) -> None:
+def test_but_not_longer_than_it_says(
+    linger: int, tmp_path: Path, deadline: Deadline, caplog: pytest.LogCaptureFixture
+) -> None:
     with deadline("closing", 10):
         publisher = Publisher(PublishConfig(address=f"ipc://{tmp_path}/c", linger_ms=linger))
         publisher.send(event(0))
@@ -106,6 +120,7 @@ def test_but_not_longer_than_it_says(linger: int, tmp_path: Path, deadline: Dead
         waited = time.monotonic() - start
     assert waited >= 0.9 * linger / 1000
     assert waited < linger / 1000 + 3
+    assert ("the rest is lost" in caplog.text) == bool(linger), "with 0 the owner chose not to wait"
 
 
 def test_closing_twice_is_no_mistake(tmp_path: Path) -> None:
