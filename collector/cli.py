@@ -32,10 +32,10 @@ def main() -> None:
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 def run(bind: str, path: Path, quiet: bool) -> None:
     """Receive events and store them until Ctrl-C or SIGTERM."""
-    with Store(path, create=True) as store, Server(bind, store) as server:
+    with Store(path, create=True) as store, Server(bind) as server:  # no box is heard before its events can be kept
         _stop_on_signal(server)
         with nullcontext(_nothing) if quiet else shown(server, path) as tick:
-            server.run(tick)
+            server.run(store, tick)
         stats = server.stats
     click.echo(
         f"stored {stats.events} events, {stats.people} people, {stats.duplicates} duplicates,"
@@ -104,7 +104,3 @@ def _stop_on_signal(server: Server) -> None:
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
-
-
-if __name__ == "__main__":
-    main()

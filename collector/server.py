@@ -1,4 +1,4 @@
-"""Receives events over ZeroMQ and hands them to the store; bytes that are no Event change nothing."""
+"""Receives events over ZeroMQ and hands them to a store; bytes that are no Event change nothing."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ BATCH_SECONDS = 0.2  # the longest a received event waits for others before it i
 DRAIN_QUIET = 0.3  # seconds without a message: what had been sent has arrived
 DRAIN_SECONDS = 5.0  # boxes that never fall silent do not hold up the end
 RATE_SECONDS = 10.0  # events per second are averaged over this
+MAX_CAMERAS = 1000  # of which the view knows something; names come from the wire and could be endless
 
 # control characters, line and paragraph separators, and what reverses the direction of writing
 _HARMFUL = dict.fromkeys([*range(32), *range(127, 160), *range(0x2028, 0x202F), *range(0x2066, 0x206A)], "?")
@@ -57,7 +58,10 @@ class Camera:
 
 @dataclass
 class Stats:
-    """What the server did since it started; `cameras` by (device, camera). Read it between two steps of `run`."""
+    """What the server did since it started. Read it between two steps of `run`.
+
+    `cameras` by (device, camera), the one heard longest ago first; at most MAX_CAMERAS, those heard last.
+    """
 
     events: int = 0
     people: int = 0
@@ -67,15 +71,16 @@ class Stats:
 
 
 class Server:
-    """A ZeroMQ PULL socket bound to `address`, and the store behind it; a context manager.
+    """A ZeroMQ PULL socket bound to `address`; a context manager.
 
-    A single frame longer than any an event may have makes ZeroMQ drop the connection it came on. Raises ConfigError
-    for an address that cannot be bound.
+    What arrives as a message and is no Event is counted as refused and logged. ZeroMQ itself drops other connections,
+    which are neither counted nor logged here: of a peer that fails the handshake of its protocol (ZMTP), and of one
+    that sends a single frame longer than any an event may have. (Bytes of other protocols can pass for its version 1,
+    which had no handshake, and then are messages.) Raises ConfigError for an address that cannot be bound.
     """
 
-    def __init__(self, address: str, store: Store) -> None:
+    def __init__(self, address: str) -> None:
         self.stats = Stats()
-        self._store = store
         self._stopping = False
         self._log_again = 0.0  # monotonic
         self._context = zmq.Context()
@@ -97,17 +102,17 @@ class Server:
         """Where it listens, the port included when the system chose it (`tcp://127.0.0.1:*`)."""
         return self._socket.get_string(zmq.LAST_ENDPOINT)
 
-    def run(self, tick: Callable[[], None] = lambda: None) -> None:
+    def run(self, store: Store, tick: Callable[[], None] = lambda: None) -> None:
         """Receive and store until `stop`, then what has already been sent. Calls `tick` several times a second.
 
         Raises StoreError when the store fails; what was committed before stays.
         """
         while not self._stopping:
-            self._keep(self._receive())
+            self._keep(self._receive(), store)
             tick()
         deadline = monotonic() + DRAIN_SECONDS
         while monotonic() < deadline and self._socket.poll(int(DRAIN_QUIET * 1000)):
-            self._keep(self._receive())
+            self._keep(self._receive(), store)
         tick()
 
     def stop(self) -> None:
@@ -128,18 +133,23 @@ class Server:
                 self._refuse(error, _sender(frames[0]))
         return events
 
-    def _keep(self, events: list[Event]) -> None:
+    def _keep(self, events: list[Event], store: Store) -> None:
         """Commit `events` and count them."""
         if not events:
             return
-        new = self._store.add(events, received_at=time())
+        new = store.add(events, received_at=time())
         self.stats.duplicates += len(events) - len(new)
         now = monotonic()
         for event in new:
             header = event.header
             self.stats.events += 1
             self.stats.people += len(header.people)
-            self.stats.cameras.setdefault((header.device, header.camera), Camera(now)).note(header, now)
+            name = (header.device, header.camera)
+            camera = self.stats.cameras.pop(name, None) or Camera(now)
+            camera.note(header, now)
+            self.stats.cameras[name] = camera  # as the last: a dict keeps its order
+            if len(self.stats.cameras) > MAX_CAMERAS:
+                del self.stats.cameras[next(iter(self.stats.cameras))]
 
     def _refuse(self, error: WireError, sender: str) -> None:
         self.stats.refused += 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -16,6 +15,7 @@ from edge.errors import ConfigError, StoreError
 from edge.events import Answer, Event, Header, Person
 
 SCHEMA_VERSION = 1  # PRAGMA user_version
+BUSY_SECONDS = 60.0  # how long another program may hold a write open (a backup, a person at `sqlite3`)
 APPLICATION_ID = 0x4C4F4F4B  # "LOOK": tells a store from another program's SQLite file
 SCHEMA = (
     f"PRAGMA application_id = {APPLICATION_ID}",
@@ -41,22 +41,15 @@ SCHEMA = (
 # the header's fields that are columns of the same name
 _FIELDS = ("device", "epoch", "seq", "camera", "frame", "captured_at", "bundle", "bank", "embedding_dim", "skipped")
 _ANSWERS = TypeAdapter(tuple[Answer, ...])
-
-
-@dataclass(frozen=True)
-class Counts:
-    """How much a store holds."""
-
-    events: int
-    people: int
+_DISK_FAILED = ("database or disk is full", "disk I/O error")  # SQLite's words; its codes come with Python 3.11
 
 
 class Store:
     """An open store file; a context manager. To be used by the thread that opened it.
 
     `create` makes the file where there is none; without it the file must be a store already. Raises ConfigError for a
-    file that cannot be opened, is no store, or was written by a newer version. Every method raises StoreError when the
-    disk or the file fails.
+    file that cannot be opened, is no store, or was written by a newer version. This and every method raise StoreError
+    when the disk is full or fails; the methods also when the file is damaged, or locked for BUSY_SECONDS.
     """
 
     def __init__(self, path: Path, *, create: bool = False) -> None:
@@ -64,13 +57,15 @@ class Store:
         uri = f"{path.absolute().as_uri()}?mode={'rwc' if create else 'rw'}"
         wanted = "a file in a folder that can be written" if create else "an existing file"
         try:
-            self._db = sqlite3.connect(uri, uri=True, isolation_level=None)
+            self._db = sqlite3.connect(uri, timeout=BUSY_SECONDS, uri=True, isolation_level=None)
             try:
                 self._prepare(create)
             except BaseException:
                 self._db.close()
                 raise
         except sqlite3.OperationalError as error:
+            if str(error) in _DISK_FAILED:
+                raise StoreError(f"store {path}: {error}") from error
             raise ConfigError(f"store {path} cannot be opened", expected=wanted, got=error) from error
         except sqlite3.DatabaseError as error:
             raise ConfigError(f"store {path} is no lookout store", got=error, remedy="choose another file") from error
@@ -124,12 +119,6 @@ class Store:
             ],
         )
         return True
-
-    def counts(self) -> Counts:
-        """How many events and people are in the store."""
-        with self._translated():
-            query = "SELECT (SELECT count(*) FROM events), (SELECT count(*) FROM people)"
-            return Counts(*self._db.execute(query).fetchone())
 
     def headers(self) -> Iterator[Header]:
         """Every event's header, its people included, in the order of arrival, one at a time."""

@@ -225,7 +225,8 @@ def test_live_cameras_and_a_file_side_by_side(tmp_path: Path) -> None:
 
 
 PROGRAM = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits it ignored
 from edge.capture import Cameras
 from edge.config import CameraConfig
 try:

@@ -7,10 +7,12 @@ import os
 import pty
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from threading import Thread, Timer
 
@@ -19,12 +21,13 @@ import psutil
 import pytest
 import zmq
 
-from collector.server import Server
+from collector.server import MAX_CAMERAS, Server
 from collector.store import Store
 from edge.errors import ConfigError
 from edge.events import MAX_CROP, Answer, Choice, Event, Header, Person, encode
+from tests.flow.conftest import starter
 
-COLLECTOR = [sys.executable, "-m", "collector.cli"]
+COLLECTOR = [sys.executable, *starter("collector.cli")]
 DEADLINE = 30.0  # seconds
 ANYWHERE = "tcp://127.0.0.1:*"
 
@@ -68,6 +71,12 @@ def send(address: str, *messages: list[bytes]) -> None:
             socket.send_multipart(frames)
 
 
+def count(store: Path) -> int:
+    """How many events the file holds."""
+    with closing(sqlite3.connect(store)) as database:
+        return int(database.execute("SELECT count(*) FROM events").fetchone()[0])
+
+
 class Running:
     """A collector process on a port of its own choice; killed at the end of the `with` if it still runs."""
 
@@ -91,8 +100,7 @@ class Running:
         self.process.communicate()
 
     def stored(self) -> int:
-        with Store(self.store) as store:
-            return store.counts().events
+        return count(self.store)
 
     def end(self, number: int = signal.SIGTERM) -> tuple[int, str, str]:
         """Exit code, the last line of stdout, stderr."""
@@ -412,8 +420,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(full):
 def test_export_does_not_overwrite_the_store_it_reads(full):
     path = full(event(0))
     assert run("export", path, "--format", "csv", "--out", path).returncode == 2
-    with Store(path) as store:
-        assert store.counts().events == 1
+    assert count(path) == 1
 
 
 def test_an_output_that_cannot_be_written_is_one_line(full, tmp_path):
@@ -421,19 +428,33 @@ def test_an_output_that_cannot_be_written_is_one_line(full, tmp_path):
 
 
 def test_the_server_in_another_program(path):
-    with Store(path, create=True) as store, Server(ANYWHERE, store) as server:
+    with Store(path, create=True) as store, Server(ANYWHERE) as server:
         with pytest.raises(ConfigError, match=re.escape(server.address)):
-            Server(server.address, store)
+            Server(server.address)
         boxes = [Thread(target=send, args=(server.address, encode(event(i, person())))) for i in range(5)]
         for box in boxes:
             box.start()
         done = Thread(target=lambda: ([box.join() for box in boxes], server.stop()))
         done.start()
         ticks: list[int] = []
-        server.run(lambda: ticks.append(server.stats.events))
+        server.run(store, lambda: ticks.append(server.stats.events))
         done.join()
         camera = server.stats.cameras["box", "door"]
         assert (server.stats.events, camera.events, camera.people, ticks[-1]) == (5, 5, 5, 5)
         assert len(camera.newest) == 1
         assert camera.rate(camera.last_seen) > 0
         assert camera.rate(camera.last_seen + 100) == 0
+
+
+def test_the_view_forgets_the_cameras_heard_longest_ago(path):
+    names = [str(i) for i in range(MAX_CAMERAS)]
+    with Store(path, create=True) as store, Server(ANYWHERE) as server:
+        messages = [encode(event(seq, camera=name)) for seq, name in enumerate([*names, "0", "new", "newer"])]
+        box = Thread(target=lambda: (send(server.address, *messages), server.stop()))
+        box.start()
+        server.run(store)
+        box.join()
+        cameras = server.stats.cameras
+        assert server.stats.events == len(messages)
+        assert [camera for _, camera in cameras] == [*names[3:], "0", "new", "newer"]
+        assert cameras["box", "0"].events == 2

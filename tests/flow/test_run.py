@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 import shutil
 import signal
 import socket
@@ -22,19 +22,14 @@ from edge.bundle import open_bundle
 from tests.flow.conftest import PICTURE, ROOT, command, starter
 
 DEADLINE = 60  # s
+NOWHERE = "tcp://127.0.0.1:1"  # where nobody listens
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def config(folder: Path, bundle: Path, source: Path, port: int = 1, more: str = "") -> Path:
+def config(folder: Path, bundle: Path, source: Path, more: str = "", address: str = NOWHERE) -> Path:
     path = folder / "edge.toml"
     path.write_text(
         f'device = "box"\nbundle = "{bundle}"\n[[camera]]\nname = "pan"\nsource = "{source}"\n'
-        f'[publish]\naddress = "tcp://127.0.0.1:{port}"\n{more}'
+        f'[publish]\naddress = "{address}"\n{more}'
     )
     return path
 
@@ -55,6 +50,17 @@ def process(*words: object) -> Iterator[subprocess.Popen[str]]:
             running.kill()
 
 
+@contextmanager
+def collecting(store: Path, bind: str = "tcp://127.0.0.1:*") -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A collector that is ready, and its address."""
+    with process("collector", "run", "--bind", bind, "--store", store) as collector:
+        assert collector.stdout is not None
+        line = collector.stdout.readline()
+        listening = re.match(r"listening on (tcp://\S+:\d+),", line)
+        assert listening, line or collector.communicate()[1]
+        yield collector, listening[1]
+
+
 def rows(store: Path, query: str) -> list[tuple[object, ...]]:
     with sqlite3.connect(store) as database:
         found = database.execute(query).fetchall()
@@ -63,9 +69,9 @@ def rows(store: Path, query: str) -> list[tuple[object, ...]]:
 
 
 def test_what_the_box_saw_the_store_has(mini: Path, video: Path, tmp_path: Path) -> None:
-    port, store = free_port(), tmp_path / "results.db"
-    with process("collector", "run", "--bind", f"tcp://127.0.0.1:{port}", "--store", store) as collector:
-        chosen = config(tmp_path, mini, video, port, "linger_ms = 20000\n[match]\ntop_k = 2\n")
+    store = tmp_path / "results.db"
+    with collecting(store) as (collector, address):
+        chosen = config(tmp_path, mini, video, "linger_ms = 20000\n[match]\ntop_k = 2\n", address)
         done = command("edge", "run", "--config", chosen, "--draw", tmp_path / "demo.png")
         collector.send_signal(signal.SIGTERM)
         said, _ = collector.communicate(timeout=DEADLINE)
@@ -94,10 +100,10 @@ def test_what_the_box_saw_the_store_has(mini: Path, video: Path, tmp_path: Path)
 
 
 def test_crops_leave_the_box_only_when_turned_on(mini: Path, video: Path, tmp_path: Path) -> None:
-    port, store = free_port(), tmp_path / "results.db"
-    with process("collector", "run", "--bind", f"tcp://127.0.0.1:{port}", "--store", store) as collector:
+    store = tmp_path / "results.db"
+    with collecting(store) as (collector, address):
         chosen = config(
-            tmp_path, mini, video, port, 'linger_ms = 20000\ncrops = true\n[match]\nsensitive = ["gender"]\n'
+            tmp_path, mini, video, 'linger_ms = 20000\ncrops = true\n[match]\nsensitive = ["gender"]\n', address
         )
         command("edge", "run", "--config", chosen, "--max-frames", 2)
         collector.send_signal(signal.SIGTERM)
@@ -109,8 +115,28 @@ def test_crops_leave_the_box_only_when_turned_on(mini: Path, video: Path, tmp_pa
         assert "gender" in str(answers)
 
 
+def test_events_travel_over_ipv6(mini: Path, video: Path, tmp_path: Path) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError as error:
+        pytest.skip(f"no IPv6 on this machine: {error}")
+    with collecting(tmp_path / "results.db", "tcp://[::1]:*") as (collector, address):
+        assert address.startswith("tcp://[::1]:")
+        command("edge", "run", "--config", config(tmp_path, mini, video, "linger_ms = 20000\n", address))
+        collector.send_signal(signal.SIGTERM)
+        said, _ = collector.communicate(timeout=DEADLINE)
+    assert "stored 20 events" in said
+
+
+def test_a_camera_name_is_printed_as_it_is_written(mini: Path, video: Path, tmp_path: Path) -> None:
+    chosen = config(tmp_path, mini, video, "linger_ms = 0\n")
+    chosen.write_text(chosen.read_text().replace('"pan"', '"gate [/x] :dog:"'))
+    done = command("edge", "run", "--config", chosen)
+    assert "camera gate [/x] :dog:: 20 frames, 0 dropped\n" in done.stdout
+
+
 def test_no_collector_costs_no_frame(mini: Path, video: Path, tmp_path: Path) -> None:
-    done = command("edge", "run", "--config", config(tmp_path, mini, video, free_port(), "queue = 5\nlinger_ms = 0\n"))
+    done = command("edge", "run", "--config", config(tmp_path, mini, video, "queue = 5\nlinger_ms = 0\n"))
     assert "20 frames" in done.stdout
     assert "5 events queued, 15 dropped" in done.stdout
 
@@ -120,13 +146,16 @@ def test_a_signal_ends_the_run_cleanly(mini: Path, tmp_path: Path, number: signa
     folder = tmp_path / "pictures"
     folder.mkdir()
     for i in range(300):
-        os.link(PICTURE, folder / f"{i:03}.jpg") if i == 0 else (folder / f"{i:03}.jpg").symlink_to(PICTURE)
-    with process("edge", "run", "--config", config(tmp_path, mini, folder, 1, "linger_ms = 0\n")) as box:
+        (folder / f"{i:03}.jpg").symlink_to(PICTURE)
+    with process("edge", "run", "--config", config(tmp_path, mini, folder, "linger_ms = 0\n")) as box:
         assert box.stderr is not None
         assert "1 camera(s)" in box.stderr.readline()
         box.send_signal(number)
         said, log = box.communicate(timeout=DEADLINE)
     assert box.returncode == 0, log
+    described = re.search(r"^(\d+) frames in ", said, re.MULTILINE)
+    assert described, said
+    assert int(described[1]) < 300
     assert "events queued" in said
     assert "Traceback" not in log
 
@@ -143,7 +172,7 @@ def test_running_box_takes_up_new_words_and_refuses_bad_ones(mini: Path, tmp_pat
         '[[category]]\nname = "top"\nquestion = "top is"\noption = [\n'
         '{ name = "red", phrases = ["red top"] },\n{ name = "black", phrases = ["black top"] },\n]\n'
     )
-    with process("edge", "run", "--config", config(tmp_path, bundle, folder, 1, "queue = 1\nlinger_ms = 0\n")) as box:
+    with process("edge", "run", "--config", config(tmp_path, bundle, folder, "queue = 1\nlinger_ms = 0\n")) as box:
         assert box.stderr is not None
         assert "1 camera(s)" in box.stderr.readline()
         command("export", "prompts", words, "--bundle", bundle)
@@ -163,7 +192,7 @@ def test_running_box_takes_up_new_words_and_refuses_bad_ones(mini: Path, tmp_pat
 
 def test_two_cameras_share_batches(mini: Path, video: Path, tmp_path: Path) -> None:
     more = f'[[camera]]\nname = "second"\nsource = "{video}"\n'
-    chosen = config(tmp_path, mini, video, free_port())
+    chosen = config(tmp_path, mini, video)
     chosen.write_text(chosen.read_text().replace("[publish]", f"{more}[publish]\nlinger_ms = 0"))
     done = command("edge", "run", "--config", chosen)
     assert "40 frames" in done.stdout
@@ -173,16 +202,14 @@ def test_two_cameras_share_batches(mini: Path, video: Path, tmp_path: Path) -> N
 def test_video_that_breaks_off_is_told_and_its_frames_are_described(mini: Path, video: Path, tmp_path: Path) -> None:
     data = video.read_bytes()
     (tmp_path / "cut.avi").write_bytes(data[: len(data) // 2])
-    done = command(
-        "edge", "run", "--config", config(tmp_path, mini, tmp_path / "cut.avi", 1, "linger_ms = 0\n"), code=66
-    )
+    done = command("edge", "run", "--config", config(tmp_path, mini, tmp_path / "cut.avi", "linger_ms = 0\n"), code=66)
     assert done.stderr.splitlines()[-1].startswith("error: ")
     assert "cut.avi" in done.stderr.splitlines()[-1]
     assert "frames in" in done.stdout
 
 
 def test_check_and_selftest(mini: Path, video: Path, tmp_path: Path) -> None:
-    chosen = config(tmp_path, mini, video, 1, '[match]\nsensitive = ["gender"]\n')
+    chosen = config(tmp_path, mini, video, '[match]\nsensitive = ["gender"]\n')
     assert "answers: gender, " in command("edge", "check", chosen).stdout
     chosen.write_text(chosen.read_text().replace('"gender"', '"age"'))
     assert "no category 'age'" in command("edge", "check", chosen, code=78).stderr
@@ -253,8 +280,24 @@ class TestDescribe:
         ]
         assert len(errors) == 4
 
+    def test_equal_names_in_two_folders_do_not_meet(self, mini: Path, tmp_path: Path) -> None:
+        for name in ("a", "b"):
+            (tmp_path / name).mkdir()
+            shutil.copy(PICTURE, tmp_path / name / "1.jpg")
+        folders, drawn = [tmp_path / "a", tmp_path / "b"], tmp_path / "d.png"
+        command("edge", "describe", *folders, "--bundle", mini, "--save-crops", tmp_path / "c", "--draw", drawn)
+        names = {path.name for path in (tmp_path / "c").iterdir()}
+        assert {"001-1-person1.png", "002-1-person1.png"} <= names
+        assert sorted(path.name for path in tmp_path.glob("d*.png")) == ["d-001-1.png", "d-002-1.png"]
+
+    def test_the_picture_is_not_written_over_what_it_shows(self, mini: Path, tmp_path: Path) -> None:
+        shutil.copy(PICTURE, tmp_path / "own.jpg")
+        own = tmp_path / "own.jpg"
+        command("edge", "describe", own, "--bundle", mini, "--draw", own, code=78)
+        assert own.read_bytes() == PICTURE.read_bytes()
+
     def test_mistakes(self, mini: Path, tmp_path: Path) -> None:
-        command("edge", "describe", tmp_path, "--bundle", mini, code=66)
+        command("edge", "describe", PICTURE, tmp_path, "--bundle", mini, code=66)
         command("edge", "describe", tmp_path / "none.jpg", "--bundle", mini, code=66)
         command("edge", "describe", PICTURE, "--bundle", tmp_path / "none", code=72)
         command("edge", "describe", PICTURE, "--bundle", mini, "--draw", tmp_path / "x.txt", code=2)

@@ -130,11 +130,13 @@ def test_a_source_that_cannot_be_read_fails_at_the_start(tmp_path: Path, capfd: 
     no_index = cut(write_video(tmp_path / "no_index.mp4", 40, "mp4v"), 0.9)
     no_video = "no video: expected a video file, a folder of images, a URL or a device number"
     no_address = "unknown kind of address: expected rtsp:// or rtsps:// or http:// or https://"
+    with pytest.raises(ValueError, match="embedded null") as null:
+        Path("a\0b").stat()  # the words differ between versions of Python
     for source, problem in [
         *((path, f"{path}: {no_video}") for path in (text, empty, header_only, no_index)),
         ("/dev/null", f"/dev/null: {no_video}"),
         (tmp_path / "gone.avi", f"{tmp_path}/gone.avi: No such file or directory"),
-        (f"{tmp_path}/a\0b", f"{tmp_path}/a\0b: embedded null byte"),
+        (f"{tmp_path}/a\0b", f"{tmp_path}/a\0b: {null.value}"),
         (folder, f"{folder}: no images: expected files named .bmp .jpeg .jpg .png .webp"),
         ("ftp://me:secret@host/x", f"ftp://me:***@host: {no_address}"),
         ("RTSP://me:secret@host/x", f"RTSP://me:***@host: {no_address}"),  # FFmpeg, too, wants lower case

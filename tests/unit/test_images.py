@@ -127,12 +127,14 @@ def test_refuses_what_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     with large.open("wb") as file:
         file.truncate(MAX_BYTES + 1)
+    with pytest.raises(ValueError, match="embedded null") as null:
+        Path("a\0b").stat()  # the words differ between versions of Python
     for path, problem in [
         (tmp_path, "not a file"),
         (pipe, "not a file"),
         (tmp_path / "gone.jpg", "No such file or directory"),
         (large, f"{MAX_BYTES + 1} bytes, more than {MAX_BYTES}"),
-        (tmp_path / "a\0b.jpg", "embedded null byte"),
+        (tmp_path / "a\0b.jpg", str(null.value)),
     ]:
         with pytest.raises(CaptureError) as caught:
             read_image(path)

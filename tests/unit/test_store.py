@@ -1,11 +1,14 @@
 """The store keeps every event once, whole and in order, and says in one line what it cannot open."""
 
+import resource
 import sqlite3
+from contextlib import closing
+from threading import Timer
 
 import numpy as np
 import pytest
 
-from collector.store import SCHEMA_VERSION, Counts, Store
+from collector.store import SCHEMA_VERSION, Store
 from edge.errors import ConfigError, StoreError
 from edge.events import Answer, Choice, Event, Header, Person
 
@@ -35,30 +38,36 @@ def contents(store: Store) -> list[tuple[Header, bytes, tuple[bytes | None, ...]
     return [(event.header, event.embeddings.tobytes(), event.crops) for event in store.events()]
 
 
-def test_what_was_added_comes_back_in_order(store):
+def count(path) -> tuple[int, int]:
+    """How many events and people the file holds."""
+    with closing(sqlite3.connect(path)) as database:
+        return database.execute("SELECT (SELECT count(*) FROM events), (SELECT count(*) FROM people)").fetchone()
+
+
+def test_what_was_added_comes_back_in_order(store, path):
     events = [event(5), event(2, people=0), event(3, people=3, crop=b"\xff\xd8\x00jpeg"), event(2**63 - 1)]
     assert store.add(events[:2], received_at=1.0) == events[:2]
     assert store.add(events[2:], received_at=2.0) == events[2:]
     assert contents(store) == [(one.header, one.embeddings.tobytes(), one.crops) for one in events]
     assert list(store.headers()) == [one.header for one in events]
     assert all(one.embeddings.dtype == np.float16 for one in store.events())
-    assert store.counts() == Counts(events=4, people=5)
+    assert count(path) == (4, 5)
 
 
-def test_an_event_is_kept_once_and_the_first_one_stays(store):
+def test_an_event_is_kept_once_and_the_first_one_stays(store, path):
     first, again, other_box, other_epoch = event(1), event(1, people=4), event(1, device="x"), event(1, epoch=8)
     assert store.add([first, again, other_box], received_at=1.0) == [first, other_box]
     assert store.add([again, first, other_epoch], received_at=2.0) == [other_epoch]
     assert [one.header for one in store.events()] == [first.header, other_box.header, other_epoch.header]
-    assert store.counts() == Counts(events=3, people=3)
+    assert count(path) == (3, 3)
 
 
-def test_a_batch_is_stored_whole_or_not_at_all(store):
+def test_a_batch_is_stored_whole_or_not_at_all(store, path):
     good, bad = event(1), event(2)
     bad = Event(bad.header.model_copy(update={"camera": None}), bad.embeddings, bad.crops)
     with pytest.raises(StoreError, match="a store"):
         store.add([good, bad], received_at=1.0)
-    assert store.counts() == Counts(events=0, people=0)
+    assert count(path) == (0, 0)
     assert store.add([good], received_at=1.0) == [good]
 
 
@@ -71,7 +80,7 @@ def test_it_can_be_read_while_events_come_in(store, path):
     store.add([event(1)], received_at=1.0)
     with Store(path) as reader:
         with reader.snapshot():
-            assert reader.counts().events == 1
+            assert [header.seq for header in reader.headers()] == [1]
             store.add([event(2)], received_at=2.0)
             assert [header.seq for header in reader.headers()] == [1]
         assert [header.seq for header in reader.headers()] == [1, 2]
@@ -142,10 +151,31 @@ def test_a_folder_that_is_not_there_is_a_config_error(path):
         Store(path / "x.db", create=True)
 
 
+def test_a_full_disk_while_it_is_opened_is_a_store_error(path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))  # bytes a file may have
+    try:
+        with pytest.raises(StoreError, match="a store"):
+            Store(path, create=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with Store(path, create=True) as store:  # once there is room
+        assert contents(store) == []
+
+
+def test_it_waits_for_another_program_that_writes(store, path):
+    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        timer = Timer(5.5, other.execute, ["COMMIT"])  # s; SQLite's Python module would have waited for 5
+        timer.start()
+        assert len(store.add([event(1)], received_at=1.0)) == 1
+        timer.join()
+
+
 def test_an_empty_file_becomes_a_store(path):
     path.touch()
     with Store(path, create=True) as store:
-        assert store.counts().events == 0
+        assert contents(store) == []
 
 
 def test_a_damaged_file_is_a_store_error(path):
