@@ -60,7 +60,7 @@ def run(config: Path, max_frames: int | None, picture: Path | None) -> None:
     bundle = open_bundle(chosen.bundle)
     _check_sensitive(f"{config}: match.sensitive", chosen.match.sensitive, bundle)
     stop = _stopped_by_signals()
-    seen = _Seen()
+    seen = _Seen(keep=picture is not None)
     reporter = Reporter(chosen.device, bundle.manifest.seal(), chosen.match.top_k, chosen.publish.crops)
     with (
         _describer(bundle, chosen.detect, chosen.crop, chosen.match.sensitive, chosen.runtime) as describer,
@@ -200,17 +200,18 @@ def _stopped_by_signals() -> threading.Event:
 
 
 class _Seen:
-    """Counts what the loop described, and keeps the frame with the most people."""
+    """Counts what the loop described, and, where asked to keep it, has the frame with the most people."""
 
-    def __init__(self) -> None:
+    def __init__(self, keep: bool) -> None:
         self.frames = self.people = self.skipped = 0
+        self._keep = keep
         self.crowded: Described | None = None
 
     def __call__(self, described: Described) -> None:
         self.frames += 1
         self.people += len(described.people)
         self.skipped += described.skipped
-        if self.crowded is None or len(described.people) > len(self.crowded.people):
+        if self._keep and (self.crowded is None or len(described.people) > len(self.crowded.people)):
             self.crowded = described
 
 

@@ -48,10 +48,6 @@ class Tokenizer:
             [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
         )
 
-    def count(self, text: str) -> int:
-        """How many tokens a phrase takes, start and end among them; more than 77 do not fit."""
-        return len(self._ids(text))
-
     def encode(self, texts: Sequence[str]) -> Tokens:
         """(n, 77) int64: start, the phrase, end, zeros. ConfigError with the phrase that is too long or no text."""
         tokens = np.zeros((len(texts), CONTEXT), np.int64)

@@ -56,7 +56,6 @@ def test_golden(tokenizer: Tokenizer, text: str, ids: list[int]) -> None:
     assert tokens.shape == (1, 77)
     assert tokens.dtype == np.int64
     assert tokens[0].tolist() == expected + [0] * (77 - len(expected))
-    assert tokenizer.count(text) == len(expected)
 
 
 def test_mini_reference(tokenizer: Tokenizer) -> None:
@@ -74,9 +73,7 @@ def test_several_and_none(tokenizer: Tokenizer) -> None:
 
 def test_length(tokenizer: Tokenizer) -> None:
     fits = "red " * 75
-    assert tokenizer.count(fits) == 77
     assert tokenizer.encode([fits])[0, -1] == END
-    assert tokenizer.count(fits + "hat") == 78
     with pytest.raises(ConfigError) as caught:
         tokenizer.encode(["a man", fits + "hat"])
     assert (caught.value.expected, caught.value.got) == ("at most 77 tokens", 78)
@@ -89,15 +86,12 @@ def test_unpaired_surrogate(tokenizer: Tokenizer) -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(text=st.text(max_size=40))
+@given(text=st.text(max_size=15))  # of any script, it fits into 77 tokens
 def test_any_text(tokenizer: Tokenizer, text: str) -> None:
-    count = tokenizer.count(text)
-    if count <= 77:
-        row = tokenizer.encode([text])[0]
-        assert row[0] == START
-        assert row.argmax() == count - 1  # the text tower pools where the highest id is
-        assert row[count - 1] == END
-        assert not row[count:].any()
+    row = tokenizer.encode([text])[0]
+    end = int(row.argmax())  # the text tower pools where the highest id is
+    assert (row[0], row[end]) == (START, END)
+    assert not row[end + 1 :].any()
 
 
 # --- the vocabulary ---------------------------------------------------------------------------------------------------
