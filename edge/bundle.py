@@ -35,7 +35,7 @@ TEXT = "text.onnx"  # tokens int64 (n, 77) -> embedding float32 (n, d); never lo
 VOCABULARY = "vocabulary.txt.gz"  # how words become the tokens of text.onnx
 GOLDEN = "golden.npz"
 PROMPTS = "prompts.npz"
-Grey = Annotated[int, Field(ge=0, le=255)]
+Channel = Annotated[int, Field(ge=0, le=255)]  # one of a pixel's three numbers
 SEAL = 64  # hex digits of a sha256
 
 
@@ -73,7 +73,7 @@ class EncoderFacts(_Facts):
     size: int = Field(gt=0, description="crop edge, px")
     dim: int = Field(gt=0, description="length of an embedding")
     square: SquareMode = Field(description="how a tall crop becomes a square: padded, squashed or centre-cropped")
-    fill_bgr: tuple[Grey, Grey, Grey] = Field(description="colour of the padding")
+    fill_bgr: tuple[Channel, Channel, Channel] = Field(description="colour of the padding")
     logit_scale: float = Field(gt=0, description="CLIP's trained factor on the cosine, before the softmax")
     precision: Precision = Field(description="of weights and activations; outputs are float32")
 

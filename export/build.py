@@ -36,7 +36,7 @@ from export.clip import ClipGraphs, onnx_from_clip
 from export.darknet import onnx_from_darknet
 from export.pack import bundle_from_parts, reuse, workplace
 from export.prompts import Prompts, bank_from_prompts, prompt_tokens, read_prompts
-from export.recipe import DetectorRecipe, EncoderRecipe, Recipe, resolve
+from export.recipe import DetectorRecipe, EncoderRecipe, Recipe
 from export.tokenizer import CONTEXT, END, Tokenizer, Tokens
 from export.verify import PHRASES, golden_from_picture, verify
 
@@ -44,17 +44,15 @@ Say = Callable[[str, str], None]  # (step, what became of it)
 _LOGIT_SCALE = "logit_scale"  # the one fact of image.onnx that no shape tells: kept in its metadata
 
 
-def build(recipe: Recipe, target: Path, *, mirror: Path | None, cache: Path, say: Say) -> Bundle:
+def build(recipe: Recipe, target: Path, say: Say) -> Bundle:
     """Make or renew the bundle at `target`.
 
-    mirror, cache: where official files are looked for first, and where they are kept. say: is told how each step ended.
-    Raises ConfigError, ModelError, BundleError (a graph that verify refuses), BackendError; `target` then is as it was.
+    recipe: as `fetched` returns it. say: is told how each step ended. Raises ConfigError, ModelError, CaptureError (the
+    golden picture), BundleError (a graph that verify refuses), BackendError; `target` then is as it was.
     """
     d, e = recipe.detector, recipe.encoder
     prompts = read_prompts(recipe.prompts)  # the operator's mistakes come before the long work
-    cfg, weights, checkpoint, vocabulary = (
-        resolve(ref, mirror=mirror, cache=cache) for ref in (d.cfg, d.weights, e.checkpoint, e.vocabulary)
-    )
+    cfg, weights, checkpoint, vocabulary = map(Path, (d.cfg, d.weights, e.checkpoint, e.vocabulary))
     tokenizer = Tokenizer(vocabulary)
     tokens = prompt_tokens(recipe.prompts, prompts, tokenizer)
     picture = read_image(recipe.golden)

@@ -24,7 +24,7 @@ from export.clip import onnx_from_clip
 from export.coco import COCO
 from export.darknet import onnx_from_darknet
 from export.pack import alone, replace_bank
-from export.recipe import read_recipe
+from export.recipe import fetched, read_recipe
 from export.samples import find_sample
 from export.weights import cache_folder
 
@@ -45,17 +45,11 @@ def build(recipe: Path, engines: Path) -> None:
 
     LOOKOUT_WEIGHTS names a folder where official weights are looked for before they are downloaded.
     """
-    chosen = read_recipe(recipe)
+    chosen = fetched(read_recipe(recipe), mirror=_mirror(), cache=cache_folder())  # has a progress bar of its own
     target = engines / chosen.name
     console = Console(stderr=True)
     with console.status(escape(f"exporting {target}")):
-        build_bundle(
-            chosen,
-            target,
-            mirror=_mirror(),
-            cache=cache_folder(),
-            say=lambda step, said: console.print(Text(f"{step:>9}  {said}"), soft_wrap=True),
-        )
+        build_bundle(chosen, target, lambda step, said: console.print(Text(f"{step:>9}  {said}"), soft_wrap=True))
     click.echo(f"{target} is ready")
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
-from edge.bundle import Grey, Precision, ResizeMode, SquareMode
+from edge.bundle import Channel, Precision, ResizeMode, SquareMode
 from edge.config import Settings, read_toml
 from edge.detect import PERSON
 from edge.errors import ConfigError
@@ -42,7 +43,7 @@ class EncoderRecipe(Settings):
     checkpoint: FileRef
     vocabulary: FileRef
     square: SquareMode = Field(default="pad", description="how a tall crop becomes a square")
-    fill_rgb: tuple[Grey, Grey, Grey] = Field(
+    fill_rgb: tuple[Channel, Channel, Channel] = Field(
         default=(123, 117, 104), strict=False, description="padding: CLIP's mean colour"
     )
     precision: Precision = Field(default="fp32", description="fp16 for devices that compute in it; a CPU does not")
@@ -61,43 +62,39 @@ class Recipe(Settings):
 def read_recipe(path: Path) -> Recipe:
     """A recipe with its paths made relative to the working folder. Raises ConfigError."""
     recipe = read_toml(path, Recipe)
-    detector, encoder = recipe.detector, recipe.encoder
+    detector = recipe.detector
     for name in detector.keep:
         if name not in detector.classes:
             raise ConfigError(f"{path}: detector.keep: not among detector.classes", got=repr(name))
     if PERSON not in detector.keep:
         raise ConfigError(f"{path}: detector.keep: a box describes people", expected=repr(PERSON), got=detector.keep)
-    return recipe.model_copy(
-        update={
-            "prompts": path.parent / recipe.prompts,
-            "golden": path.parent / recipe.golden,
-            "detector": detector.model_copy(
-                update={"cfg": _placed(path, detector.cfg), "weights": _placed(path, detector.weights)}
-            ),
-            "encoder": encoder.model_copy(
-                update={
-                    "checkpoint": _placed(path, encoder.checkpoint),
-                    "vocabulary": _placed(path, encoder.vocabulary),
-                }
-            ),
-        }
-    )
+    here = path.parent
+    placed = {"prompts": here / recipe.prompts, "golden": here / recipe.golden}
+    return _each_file(recipe.model_copy(update=placed), lambda ref: ref if ref.startswith(_SCHEME) else str(here / ref))
 
 
-def _placed(recipe: Path, ref: str) -> str:
-    return ref if ref.startswith(_SCHEME) else str(recipe.parent / ref)
+def fetched(recipe: Recipe, *, mirror: Path | None, cache: Path) -> Recipe:
+    """The recipe with every official:NAME replaced by the path of its copy, downloaded where there is none.
 
-
-def resolve(ref: FileRef, *, mirror: Path | None, cache: Path) -> Path:
-    """The file a recipe names, downloaded where it is an official one.
-
-    Raises ConfigError for an unknown name or a missing file, ModelError for a wrong sum or a failed download.
+    mirror, cache: where official files are looked for first, and where they are kept. Raises ConfigError for an unknown
+    name or a missing file, ModelError for a wrong sum or a failed download.
     """
-    if ref.startswith(_SCHEME):
+
+    def path_of(ref: FileRef) -> str:
+        if not ref.startswith(_SCHEME):
+            if not Path(ref).is_file():
+                raise ConfigError(f"{ref}: no such file; the recipe names it")
+            return ref
         name = ref.removeprefix(_SCHEME)
         if name not in OFFICIAL:
             raise ConfigError(f"{ref}: no official file", expected=" or ".join(OFFICIAL), got=name)
-        return fetch(OFFICIAL[name], mirror=mirror, cache=cache)
-    if not Path(ref).is_file():
-        raise ConfigError(f"{ref}: no such file; the recipe names it")
-    return Path(ref)
+        return str(fetch(OFFICIAL[name], mirror=mirror, cache=cache))
+
+    return _each_file(recipe, path_of)
+
+
+def _each_file(recipe: Recipe, change: Callable[[FileRef], str]) -> Recipe:
+    d, e = recipe.detector, recipe.encoder
+    detector = d.model_copy(update={"cfg": change(d.cfg), "weights": change(d.weights)})
+    encoder = e.model_copy(update={"checkpoint": change(e.checkpoint), "vocabulary": change(e.vocabulary)})
+    return recipe.model_copy(update={"detector": detector, "encoder": encoder})

@@ -109,7 +109,7 @@ def bundle_from(recipe: Path, engines: Path) -> Bundle:
     def say(step: str, said: str) -> None:
         console.print(f"  {step}: {said}", highlight=False)
 
-    return build(chosen, engines / chosen.name, mirror=None, cache=cache_folder(), say=say)
+    return build(chosen, engines / chosen.name, say)
 
 
 def full_size_recipe(folder: Path) -> Path:
