@@ -20,7 +20,7 @@ setup: .venv/ready
 
 # The main job on the sample video: export, watch, describe, publish, collect. VIDEO=path names a copy of vtest.avi.
 run: setup
-	@mkdir -p out && rm -f $(STORE) $(STORE)-wal $(STORE)-shm
+	@mkdir -p out && rm -f $(STORE)* out/spool.db*
 	@$(BIN)/python -m export build configs/models-mini.toml
 	@video=$$($(BIN)/python -m export sample $(if $(VIDEO),--video '$(VIDEO)')) && ln -sf "$$(realpath "$$video")" out/vtest.avi
 	@trap 'kill -TERM $$collector $$edge 2>/dev/null' EXIT; trap 'exit 130' INT TERM; \

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from time import monotonic, strftime
 
 import click
@@ -25,7 +24,7 @@ LATE, LOST = 10.0, 60.0  # seconds of silence from a camera that are worth a loo
 
 
 @contextmanager
-def shown(server: Server, store: Path) -> Iterator[Callable[[], None]]:
+def shown(server: Server, store: str) -> Iterator[Callable[[], None]]:
     """Show the server's progress on stdout; what this yields is the `tick` of `Server.run`.
 
     On a terminal a table that stays in place, elsewhere a line every few seconds.
@@ -51,12 +50,12 @@ def progress(stats: Stats) -> str:
     """One plain line."""
     rate = sum(camera.rate(monotonic()) for camera in stats.cameras.values())
     return (
-        f"{strftime('%H:%M:%S')} {len(stats.cameras)} camera(s), {stats.events} events ({rate:.1f}/s),"
-        f" {stats.people} people, {stats.duplicates} duplicates, {stats.refused} refused"
+        f"{strftime('%H:%M:%S')} {stats.boxes} box(es), {len(stats.cameras)} camera(s),"
+        f" {stats.events} events ({rate:.1f}/s), {stats.people} people{_troubles(stats)}"
     )
 
 
-def live_picture(stats: Stats, address: str, store: Path, now: float, rows: int) -> Group:
+def live_picture(stats: Stats, address: str, store: str, now: float, rows: int) -> Group:
     """The `rows` cameras heard last, by name. now: `time.monotonic`, seconds."""
     table = Table(box=box.SIMPLE_HEAD, expand=True, header_style="dim", pad_edge=False)
     table.add_column("camera", no_wrap=True, max_width=32)
@@ -84,11 +83,17 @@ def live_picture(stats: Stats, address: str, store: Path, now: float, rows: int)
     title = Text(f"Lookout collector on {address}", "bold")
     footer = Text.assemble(
         (f"{stats.events:,} events · {stats.people:,} people", "bold"),
-        f" · {stats.duplicates:,} duplicates · ",
-        (f"{stats.refused:,} refused", "red" if stats.refused else ""),
+        f" · {stats.boxes:,} boxes connected",
+        (_troubles(stats).replace(", ", " · "), "red"),
         f" · {store}",
     )
     return Group(title, table, footer)
+
+
+def _troubles(stats: Stats) -> str:
+    """What should be nothing, where it is not."""
+    troubles = [(stats.gone, "gone"), (stats.refused, "refused"), (stats.handshakes_refused, "connections not let in")]
+    return "".join(f", {count:,} {name}" for count, name in [(stats.duplicates, "duplicates"), *troubles] if count)
 
 
 def in_words(person: Person) -> Text:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import signal
 import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import click
@@ -19,7 +21,7 @@ from edge.backend import Session, open_session
 from edge.bundle import DETECTOR, GOLDEN, IMAGE, Bundle, open_bundle
 from edge.capture import Cameras, CameraState
 from edge.commands import Commands
-from edge.config import CropConfig, DetectConfig, RuntimeConfig, read_edge_config
+from edge.config import CropConfig, DetectConfig, EdgeConfig, RuntimeConfig, read_edge_config
 from edge.crop import cut
 from edge.detect import Detector
 from edge.draw import draw
@@ -28,9 +30,12 @@ from edge.errors import CaptureError, ConfigError
 from edge.events import Header
 from edge.golden import Golden
 from edge.images import image_files, read_image
+from edge.keys import KeyPair, new_key, publish_keys, secure_client
 from edge.pipeline import Described, Describer, Reporter
 from edge.pipeline import run as loop
 from edge.publish import Publisher
+from edge.push import Pusher
+from edge.spool import Spool
 from edge.values import Frame, Image
 
 _PATH = click.Path(path_type=Path)
@@ -62,15 +67,19 @@ def run(config: Path, max_frames: int | None, picture: Path | None) -> None:
     stop = _stopped_by_signals()
     seen = _Seen(keep=picture is not None)
     reporter = Reporter(chosen.device, bundle.manifest.seal(), chosen.match.top_k, chosen.publish.crops)
+    keys = publish_keys(chosen.publish)
     with (
         _describer(bundle, chosen.detect, chosen.crop, chosen.match.sensitive, chosen.runtime) as describer,
-        Publisher(chosen.publish) as publisher,
+        _outlet(chosen, keys) as outlet,
         Cameras(chosen.camera) as cameras,
     ):
         logging.info("%s: %d camera(s), bundle %s", chosen.device, len(chosen.camera), chosen.bundle)
         start = time.monotonic()
-        loop(cameras, describer, reporter, publisher, stop, seen, max_frames)
-    _print_summary(seen, describer, publisher, cameras.states, time.monotonic() - start)
+        loop(cameras, describer, reporter, outlet.send, stop, seen, max_frames)
+        seconds = time.monotonic() - start
+    _print_summary(seen, describer, cameras.states, seconds)
+    for line in outlet.summary():
+        click.echo(line)
     if picture is not None and seen.crowded is not None:
         _save(picture, _drawn(seen.crowded))
         click.echo(f"picture: {picture}")
@@ -129,6 +138,7 @@ def check(config: Path) -> None:
     """Check a configuration, its bundle and its cameras' files, without running anything."""
     chosen = read_edge_config(config)
     bundle = open_bundle(chosen.bundle)
+    publish_keys(chosen.publish)
     Cameras(chosen.camera).close()  # files and folders are looked at, live cameras are not called
     categories = bundle.bank.permitted(chosen.match.sensitive).categories
     _check_sensitive(f"{config}: match.sensitive", chosen.match.sensitive, bundle)
@@ -144,6 +154,23 @@ def selftest(bundle: Path) -> None:
     with _sessions(opened, RuntimeConfig()) as (detector, encoder):
         for line in _tested(opened, detector, encoder):
             click.echo(line)
+
+
+@main.group()
+def keys() -> None:
+    """The keys of a box whose events go encrypted."""
+
+
+@keys.command("new")
+@click.argument("file", type=_PATH)
+def keys_new(file: Path) -> None:
+    """Make a key: the secret half into a new FILE, which stays on this box, the public half for the collector."""
+    public = new_key(file)
+    click.echo(f"public key: {public}")
+    click.echo("\non the collector's machine, DEVICE being this box's name:\n")
+    click.echo(f"collector allow DEVICE {shlex.quote(public)}")
+    click.echo("\nin this box's configuration, with what `collector keys new` printed:\n")
+    click.echo(f'[publish]\nkey = {json.dumps(str(file.absolute()), ensure_ascii=False)}\ncollector_key = "…"')
 
 
 @main.command()
@@ -183,6 +210,18 @@ def _describer(
         )
 
 
+@contextmanager
+def _outlet(config: EdgeConfig, keys: tuple[KeyPair, str] | None) -> Iterator[Publisher | Pusher]:
+    """Where events go."""
+    if config.publish.transport == "push":
+        with Pusher(config.publish) as pusher:
+            yield pusher
+        return
+    secure = None if keys is None else partial(secure_client, key=keys[0], collector_key=keys[1])
+    with Spool(config.spool) as spool, Publisher(config.publish, config.device, spool, secure) as publisher:
+        yield publisher
+
+
 def _tested(bundle: Bundle, detector: Session, encoder: Session) -> list[str]:
     golden = Golden.read(bundle.file(GOLDEN))
     return [
@@ -215,9 +254,7 @@ class _Seen:
             self.crowded = described
 
 
-def _print_summary(
-    seen: _Seen, describer: Describer, publisher: Publisher, cameras: Sequence[CameraState], seconds: float
-) -> None:
+def _print_summary(seen: _Seen, describer: Describer, cameras: Sequence[CameraState], seconds: float) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -231,7 +268,6 @@ def _print_summary(
     rate = seen.frames / seconds if seconds else 0.0
     small = f" ({seen.skipped} more were too small to describe)" if seen.skipped else ""
     click.echo(f"{seen.frames} frames in {seconds:.1f} s ({rate:.1f}/s), {seen.people} people{small}")
-    click.echo(f"{publisher.queued} events queued, {publisher.dropped} dropped as the queue was full")
     for camera in cameras:
         line = f"camera {camera.name}: {camera.frames} frames, {camera.dropped} dropped"
         click.echo(line + (f"; {camera.error}" if camera.error else ""))

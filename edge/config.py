@@ -20,6 +20,8 @@ else:
     import tomli as tomllib
 
 Overlap = Literal["nms", "merge"]
+Transport = Literal["acknowledged", "push"]
+Fsync = Literal["event", "interval", "never"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -75,14 +77,30 @@ class PublishConfig(Settings):
         default="tcp://127.0.0.1:5577",
         description="the collector's address: tcp://host:port, or ipc:// and the path of a socket file",
     )
+    transport: Transport = Field(
+        default="acknowledged",
+        description="acknowledged keeps every event on disk until the collector has it; push is a plain ZeroMQ PUSH "
+        "for programs that are no Lookout collector: unencrypted, and what its queue cannot take is lost",
+    )
+    key: Path | None = Field(
+        default=None,
+        strict=False,
+        description="this box's key file, from `edge keys new`, relative to this file; with it the wire is encrypted",
+    )
+    collector_key: str | None = Field(
+        default=None, description="the collector's public key, as `collector keys new` prints it"
+    )
+    insecure: bool = Field(
+        default=False, description="true sends to another machine without encryption, for anyone to read and forge"
+    )
+    linger_ms: int = Field(
+        default=2000, ge=0, le=86_400_000, description="how long the end of a run waits for what is still to be sent"
+    )
     queue: int = Field(
         default=1000,
         ge=1,
         le=1_000_000,
-        description="events kept while the collector is away; more are dropped and counted",
-    )
-    linger_ms: int = Field(
-        default=2000, ge=0, le=86_400_000, description="how long the end of the run waits for the queue to empty"
+        description="push only: events kept while nobody takes them; more are dropped and counted",
     )
     crops: bool = Field(default=False, description="true sends a JPEG of every person off the box")
 
@@ -94,6 +112,28 @@ class PublishConfig(Settings):
         if not (0 < int(tcp[1]) < 65536 if tcp else re.fullmatch(r"ipc://\S.*", address)):
             raise ValueError("should be tcp://host:port with a port from 1 to 65535, or ipc://path")
         return address
+
+
+class SpoolConfig(Settings):
+    """[spool]: where events wait for the collector's word that it has them."""
+
+    path: Path = Field(
+        default=Path("spool.db"), strict=False, description="the file, relative to this one; made where it is missing"
+    )
+    max_bytes: int = Field(
+        default=4 << 30, ge=1 << 20, description="of disk; beyond it the oldest events leave, and the collector is told"
+    )
+    max_age_s: int = Field(
+        default=7 * 86_400,
+        ge=1,
+        description="seconds of running time; older events leave, and the collector is told",
+    )
+    fsync: Fsync = Field(
+        default="interval",
+        description="what a power cut may take: event, nothing; interval, the last fsync_ms; "
+        "never, what the system had not written yet. A crash or kill of the program takes nothing",
+    )
+    fsync_ms: int = Field(default=200, ge=1, le=3_600_000, description="milliseconds between two writes to the disk")
 
 
 class RuntimeConfig(Settings):
@@ -113,6 +153,7 @@ class EdgeConfig(Settings):
     crop: CropConfig = CropConfig()
     match: MatchConfig = MatchConfig()
     publish: PublishConfig = PublishConfig()
+    spool: SpoolConfig = SpoolConfig()
     runtime: RuntimeConfig = RuntimeConfig()
 
     @field_validator("camera")
@@ -134,7 +175,13 @@ def read_edge_config(path: Path) -> EdgeConfig:
         camera if is_url_or_device(camera.source) else camera.model_copy(update={"source": str(here / camera.source)})
         for camera in config.camera
     )
-    return config.model_copy(update={"bundle": here / config.bundle, "camera": cameras})
+    spool = config.spool.model_copy(update={"path": here / config.spool.path})
+    publish = config.publish
+    if publish.key is not None:
+        publish = publish.model_copy(update={"key": here / publish.key})
+    return config.model_copy(
+        update={"bundle": here / config.bundle, "camera": cameras, "spool": spool, "publish": publish}
+    )
 
 
 def is_url_or_device(source: str) -> bool:

@@ -68,6 +68,18 @@ class Header(_Record):
     embedding_dim: int = Field(gt=0, le=65536, description="d of the float16 (n, d) frame")
     people: tuple[Person, ...] = Field(description="n people, best score first")
     skipped: int = Field(default=0, ge=0, lt=2**63, description="people found but too small to describe")
+    notices: tuple[Annotated[str, Field(max_length=500)], ...] = Field(
+        default=(), max_length=20, description="what the box has to say of itself since its last event"
+    )
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What the keeper of the numbers gives to an event: its number, and what the box has to say of itself."""
+
+    epoch: int
+    seq: int
+    notices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +116,7 @@ def decode(frames: Sequence[bytes]) -> Event:
         header = Header.model_validate_json(frames[0])
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
+        key = ".".join(str(part) for part in first["loc"])[:100]  # an unknown key may be as long as a header
         raise WireError(f"header: {key + ': ' if key else ''}{first['msg']}") from error
     n, d = len(header.people), header.embedding_dim
     if len(frames[1]) != 2 * n * d:

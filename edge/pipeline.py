@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
-import secrets
 import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import cv2
 import numpy as np
@@ -25,7 +24,6 @@ from edge.detect import Detector
 from edge.encode import Encoder
 from edge.errors import BundleError
 from edge.match import match
-from edge.publish import Publisher
 from edge.values import Detections, Floats, Frame, Matches
 
 log = logging.getLogger(__name__)
@@ -137,15 +135,14 @@ class Reporter:
     bundle: str
     top_k: int
     crops: bool
-    epoch: int = field(default_factory=lambda: secrets.randbits(62))
 
-    def event(self, seq: int, described: Described) -> events.Event:
-        """The wire's form of one described frame."""
+    def event(self, stamp: events.Stamp, described: Described) -> events.Event:
+        """The wire's form of one described frame, under the number of `stamp`."""
         frame, people = described.frame, described.people
         header = events.Header(
             device=self.device,
-            epoch=self.epoch,
-            seq=seq,
+            epoch=stamp.epoch,
+            seq=stamp.seq,
             camera=frame.camera,
             frame=frame.number,
             captured_at=round(frame.captured_at, 3),
@@ -155,6 +152,7 @@ class Reporter:
             embedding_dim=described.vectors.shape[1],
             people=tuple(self._person(described, i) for i in range(len(people))),
             skipped=described.skipped,
+            notices=stamp.notices,
         )
         jpegs = [_jpeg(frame, box) if self.crops else None for box in people.boxes]
         return events.Event(header, described.vectors.astype(np.float16), tuple(jpegs))
@@ -178,16 +176,15 @@ def run(
     cameras: Cameras,
     describer: Describer,
     reporter: Reporter,
-    publisher: Publisher,
+    send: Callable[[Callable[[events.Stamp], events.Event]], None],
     stop: threading.Event,
     on_described: Callable[[Described], None],
     max_frames: int | None = None,
 ) -> None:
-    """Describe and publish until every file has ended, `max_frames` frames are done, or `stop` is set.
+    """Describe and `send` until every file has ended, `max_frames` frames are done, or `stop` is set.
 
     Raises BackendError; whatever the cameras do is theirs to report.
     """
-    numbers = itertools.count()
     left = max_frames
     while not (stop.is_set() or cameras.done or left == 0):
         frames = cameras.next(POLL)[:left]
@@ -196,7 +193,7 @@ def run(
         left = None if left is None else left - len(frames)
         for described in describer(frames):
             with describer.timings.measure("publish", 1):
-                publisher.send(reporter.event(next(numbers), described))
+                send(partial(reporter.event, described=described))
             on_described(described)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from collector.sinks import Item
 from edge.backend import TensorSpec
 from edge.bundle import (
     DETECTOR,
@@ -26,6 +27,9 @@ from edge.bundle import (
     PromptBank,
 )
 from edge.errors import BackendError
+from edge.events import Event, encode
+from edge.link import Stream, last_of
+from edge.protocol import Data, Gone
 from edge.values import Category, Floats, Frame
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -67,6 +71,36 @@ class FakeSession:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
+
+
+class ListSource:
+    """A link's source in memory: epochs 1, 2, … in turn, each a list of entries."""
+
+    def __init__(self, *epochs: Sequence[Data | Gone]) -> None:
+        self.epochs = [list(entries) for entries in epochs or ([],)]
+        self.forgotten: list[tuple[int, int]] = []
+        self._begins = [0] * len(self.epochs)
+
+    def stream(self) -> Stream:
+        number = next((i for i, entries in enumerate(self.epochs) if entries), len(self.epochs) - 1)
+        first, entries = self._begins[number], self.epochs[number]
+        return Stream(number + 1, first, last_of(entries[-1]) + 1 if entries else first)
+
+    def read(self, epoch: int, start: int, events: int, size: int) -> list[Data | Gone]:
+        found: list[Data | Gone] = []
+        for entry in self.epochs[epoch - 1]:
+            if last_of(entry) >= start and len(found) < events and size > 0:
+                trimmed = (
+                    entry if isinstance(entry, Data) else entry.model_copy(update={"first": max(entry.first, start)})
+                )
+                found.append(trimmed)
+                size -= sum(map(len, entry.frames)) if isinstance(entry, Data) else 0
+        return found
+
+    def forget(self, epoch: int, end: int) -> None:
+        self.forgotten.append((epoch, end))
+        self._begins[epoch - 1] = max(self._begins[epoch - 1], end)
+        self.epochs[epoch - 1] = [entry for entry in self.epochs[epoch - 1] if last_of(entry) >= end]
 
 
 def frame(height: int, width: int, seed: int = 0) -> Frame:
@@ -114,3 +148,9 @@ def write_bundle(folder: Path) -> Path:
     (folder / PROMPTS).write_bytes(bank().to_bytes())
     (folder / MANIFEST).write_text(manifest().to_json(), encoding="utf-8")
     return folder
+
+
+def item(event: Event) -> Item:
+    """What a collector's server makes of this event."""
+    header = event.header
+    return Item(header.device, header.epoch, header.seq, header.seq, event, tuple(encode(event)))

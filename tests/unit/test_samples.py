@@ -158,7 +158,7 @@ def test_last_comes_the_repository(place: Place) -> None:
 @pytest.mark.parametrize(
     ("apt", "video", "said"),
     [
-        (None, None, "apt-get: not on this machine"),
+        (None, None, "apt-get: no apt-get on this machine"),
         ("echo 'E: Unable to locate package' >&2; exit 100", None, "apt-get: E: Unable to locate package"),
         ("exit 3", None, "apt-get: apt-get ended with 3"),
         ("exit 0", None, "apt-get: apt-get brought no package"),

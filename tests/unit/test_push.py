@@ -12,16 +12,16 @@ import zmq
 
 from edge.config import PublishConfig
 from edge.errors import ConfigError
-from edge.events import Event, Header, decode
-from edge.publish import Publisher
+from edge.events import Event, Header, Stamp, decode
+from edge.push import Pusher
 from tests.conftest import Deadline
 from tests.fakes import sha256
 
 
-def event(seq: int) -> Event:
+def event(stamp: Stamp) -> Event:
     """Of an empty street."""
     header = Header(
-        device="box", epoch=1, seq=seq, camera="door", frame=seq, captured_at=0.5, frame_size=(8, 6),
+        device="box", epoch=stamp.epoch, seq=stamp.seq, camera="door", frame=stamp.seq, captured_at=0.5, frame_size=(8, 6),
         bundle=sha256(b"bundle"), bank=sha256(b"bank"), embedding_dim=4, people=(),
     )  # fmt: skip
     return Event(header, np.zeros((0, 4), np.float16), ())
@@ -46,11 +46,11 @@ def test_a_collector_receives_every_event_in_order(
     count: int, collector: zmq.Socket[bytes], deadline: Deadline
 ) -> None:
     port = collector.bind_to_random_port("tcp://127.0.0.1")
-    with deadline("publishing", 20), Publisher(PublishConfig(address=f"tcp://127.0.0.1:{port}")) as publisher:
+    with deadline("publishing", 20), Pusher(PublishConfig(address=f"tcp://127.0.0.1:{port}")) as pusher:
         for seq in range(count):
-            publisher.send(event(seq))
+            pusher.send(event)
         assert received(collector, count) == list(range(count))
-        assert (publisher.queued, publisher.dropped) == (count, 0)
+        assert (pusher.queued, pusher.dropped) == (count, 0)
 
 
 def test_an_ipv6_address_is_reached(collector: zmq.Socket[bytes], deadline: Deadline) -> None:
@@ -59,8 +59,8 @@ def test_an_ipv6_address_is_reached(collector: zmq.Socket[bytes], deadline: Dead
         port = collector.bind_to_random_port("tcp://[::1]")
     except zmq.ZMQError as error:
         pytest.skip(f"no IPv6 on this machine: {error}")
-    with deadline("publishing", 20), Publisher(PublishConfig(address=f"tcp://[::1]:{port}")) as publisher:
-        publisher.send(event(0))
+    with deadline("publishing", 20), Pusher(PublishConfig(address=f"tcp://[::1]:{port}")) as pusher:
+        pusher.send(event)
         assert received(collector, 1) == [0]
 
 
@@ -69,13 +69,13 @@ def test_with_no_collector_the_queue_fills_and_the_rest_is_dropped_at_once(
     queue: int, tmp_path: Path, deadline: Deadline, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = PublishConfig(address=f"ipc://{tmp_path}/c", queue=queue, linger_ms=0)
-    with deadline("sending to nobody", 10), Publisher(config) as publisher:
+    with deadline("sending to nobody", 10), Pusher(config) as pusher:
         for seq in range(queue):
-            publisher.send(event(seq))
-        assert (publisher.queued, publisher.dropped) == (queue, 0)
+            pusher.send(event)
+        assert (pusher.queued, pusher.dropped) == (queue, 0)
         for seq in range(100):
-            publisher.send(event(seq))
-        assert (publisher.queued, publisher.dropped) == (queue, 100)
+            pusher.send(event)
+        assert (pusher.queued, pusher.dropped) == (queue, 100)
     assert [record.message.partition(": ")[2][:17] for record in caplog.records] == ["the queue is full"], "said once"
 
 
@@ -83,17 +83,17 @@ def test_what_was_queued_arrives_when_the_collector_comes_and_what_was_dropped_d
     tmp_path: Path, collector: zmq.Socket[bytes], deadline: Deadline
 ) -> None:
     config = PublishConfig(address=f"ipc://{tmp_path}/c", queue=3)
-    with deadline("catching up", 20), Publisher(config) as publisher:
+    with deadline("catching up", 20), Pusher(config) as pusher:
         for seq in range(5):
-            publisher.send(event(seq))
+            pusher.send(event)
         collector.bind(config.address)
         assert received(collector, 3) == [0, 1, 2]
         last = 4
-        while publisher.queued < 4:  # ZeroMQ learns a moment later that there is room again
+        while pusher.queued < 4:  # ZeroMQ learns a moment later that there is room again
             last += 1
-            publisher.send(event(last))
+            pusher.send(event(last))
         assert received(collector, 1) == [last], "those before were dropped"
-        assert publisher.dropped == last - 3
+        assert pusher.dropped == last - 3
 
 
 def test_the_end_of_the_run_waits_for_the_queue_to_empty(
@@ -101,9 +101,9 @@ def test_the_end_of_the_run_waits_for_the_queue_to_empty(
 ) -> None:
     config = PublishConfig(address=f"ipc://{tmp_path}/c", linger_ms=10_000)
     with deadline("the last events", 20):
-        with Publisher(config) as publisher:
+        with Pusher(config) as pusher:
             for seq in range(5):
-                publisher.send(event(seq))
+                pusher.send(event)
             collector.bind(config.address)
         assert received(collector, 5) == [0, 1, 2, 3, 4]
 
@@ -113,10 +113,10 @@ def test_but_not_longer_than_it_says(
     linger: int, tmp_path: Path, deadline: Deadline, caplog: pytest.LogCaptureFixture
 ) -> None:
     with deadline("closing", 10):
-        publisher = Publisher(PublishConfig(address=f"ipc://{tmp_path}/c", linger_ms=linger))
-        publisher.send(event(0))
+        pusher = Pusher(PublishConfig(address=f"ipc://{tmp_path}/c", linger_ms=linger))
+        pusher.send(event)
         start = time.monotonic()
-        publisher.close()
+        pusher.close()
         waited = time.monotonic() - start
     assert waited >= 0.9 * linger / 1000
     assert waited < linger / 1000 + 3
@@ -124,8 +124,8 @@ def test_but_not_longer_than_it_says(
 
 
 def test_closing_twice_is_no_mistake(tmp_path: Path) -> None:
-    with Publisher(PublishConfig(address=f"ipc://{tmp_path}/c")) as publisher:
-        publisher.close()
+    with Pusher(PublishConfig(address=f"ipc://{tmp_path}/c")) as pusher:
+        pusher.close()
 
 
 @pytest.mark.parametrize("address", ["tcp://two words:1", "ipc://" + "x" * 300, "ipc://\0", "tcp://collector"])
@@ -133,5 +133,5 @@ def test_an_address_that_zeromq_cannot_use_names_the_key(address: str, deadline:
     """Whatever the configuration lets pass; it may be stricter than ZeroMQ."""
     config = PublishConfig().model_copy(update={"address": address})
     with deadline("refusing", 10), pytest.raises(ConfigError, match=r"publish\.address: ") as caught:
-        Publisher(config)
+        Pusher(config)
     assert len(str(caught.value).splitlines()) == 1

@@ -1,0 +1,144 @@
+"""Fuzz target: a spool's file after bytes of it changed. What is read from it was written, or the error says so.
+
+The bytes say which pages are torn, overwritten, zeroed or swapped, in the database or its write-ahead log.
+"""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+from pathlib import Path
+
+from tests.fuzz.fuzzing import Choices, fuzz, instrumented
+
+with instrumented():
+    from edge.errors import ConfigError
+    from edge.journal import DamagedError, DiskRefusedError, Journal, readable
+    from edge.protocol import Data, Gone
+
+PAGE = 4096  # bytes
+EVENTS = 40  # of each epoch
+FOLDER = Path(tempfile.mkdtemp(prefix="spool-"))
+atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
+FILE, LOG = FOLDER / "spool.db", FOLDER / "spool.db-wal"
+
+
+def frames(epoch: int, seq: int) -> tuple[bytes, ...]:
+    """Of an event that no other event's bytes can pass for."""
+    return (b"header %d of %d" % (seq, epoch), bytes((7 * seq + epoch + i * i) % 256 for i in range(400)))
+
+
+def written() -> tuple[set[int], list[tuple[bytes, bytes]]]:
+    """The epochs, and file and log: once as a kill leaves them, and once all in the file."""
+    epochs, files = set(), []
+    with Journal(FILE) as journal:
+        for _ in range(2):
+            journal.begin()
+            epochs.add(journal.epoch)
+            for seq in range(EVENTS):
+                journal.append(frames(journal.epoch, seq), queued=seq)
+        journal.drop("spool full", count=3)
+        files.append((FILE.read_bytes(), LOG.read_bytes()))
+    files.append((FILE.read_bytes(), b""))
+    return epochs, files
+
+
+EPOCHS, FILES = written()
+
+
+def damaged(content: bytes, choices: Choices) -> bytes:
+    """Some places of it changed."""
+    data = bytearray(content)
+    for _ in range(1 + choices.below(4)):
+        if not data:
+            break
+        at = int.from_bytes(choices.take(3), "big") % len(data)
+        page = at // PAGE * PAGE
+        match choices.below(8):
+            case 0:
+                del data[at:]
+            case 1:
+                data[page : page + PAGE] = bytes(len(data[page : page + PAGE]))
+            case 2:
+                other = choices.below(1 + len(data) // PAGE) * PAGE
+                data[page : page + PAGE] = data[other : other + PAGE]
+            case 3:
+                data[at] ^= 1 << choices.below(8)
+            case 4:
+                data[at % 100] = choices.below(256)  # SQLite's header
+            case 5:
+                data[page + choices.below(64) : page + 64] = choices.take(8)
+            case _:
+                new = choices.take(1 + choices.below(16))
+                data[at : at + len(new)] = new
+    return bytes(data)
+
+
+def target(data: bytes) -> None:
+    choices = Choices(data)
+    rescue = choices.below(64) == 0  # which takes a second where nothing is to be found
+    file, log = choices.pick(FILES)
+    if log and choices.below(2):
+        log = damaged(log, choices)
+    else:
+        file = damaged(file, choices)
+    for path in FOLDER.iterdir():
+        path.unlink()
+    FILE.write_bytes(file)
+    if log:
+        LOG.write_bytes(log)
+    try:
+        with Journal(FILE) as journal:
+            read(journal)
+            write(journal)
+    except (ConfigError, DiskRefusedError, DamagedError):
+        pass
+    if rescue:
+        for epoch, entry, _ in readable(FILE):
+            check(epoch, entry)
+
+
+def read(journal: Journal) -> None:
+    journal.waiting(), journal.size(), journal.newest()
+    while (stream := journal.head()) is not None:
+        assert stream.epoch in EPOCHS
+        assert 0 <= stream.first < stream.end
+        at = stream.first
+        while at < stream.end and (entries := journal.read(stream.epoch, at, 7, 3000)):
+            for entry in entries:
+                check(stream.epoch, entry)
+                assert (entry.seq if isinstance(entry, Data) else entry.first) == at, "a hole"
+                at = (entry.seq if isinstance(entry, Data) else entry.last) + 1
+        journal.forget(stream.epoch, stream.end)
+
+
+def write(journal: Journal) -> None:
+    journal.begin()
+    journal.append([b"new"], queued=1.0)
+    assert journal.read(journal.epoch, 0, 9, 9000) == [Data(0, (b"new",))]
+    journal.drop("too old", older_than=30.0)
+    journal.waiting(), journal.size(), journal.newest()
+
+
+def check(epoch: int, entry: Data | Gone) -> None:
+    if epoch in EPOCHS:
+        assert isinstance(entry, Gone) or entry.frames == frames(epoch, entry.seq), "not what was written"
+        assert (entry.seq if isinstance(entry, Data) else entry.last) < EVENTS
+    else:
+        assert entry == Data(0, (b"new",))
+
+
+def seeds() -> list[bytes]:
+    where = [bytes((0, high, 128)) for high in range(0, 255, 9)]
+    return [
+        bytes((which + log + 1, which, log, 0)) + at + bytes((kind, 5, 9, 77))
+        for which in range(2)
+        for log in range(2)
+        for kind in range(8)
+        for at in where
+    ]
+
+
+if __name__ == "__main__":
+    fuzz(target, seeds())
