@@ -3,10 +3,11 @@ SHELL := /bin/bash
 PYTHON ?= python3
 MODELS ?= full
 BIN := .venv/bin
+EVENTS ?= 100000
 STORE := out/results.db
 ADDRESS := tcp://127.0.0.1:5577
 
-.PHONY: setup run test check lint export collect bench clean
+.PHONY: setup run test check lint export collect bench chaos clean
 .DEFAULT_GOAL := run
 
 setup: .venv/ready
@@ -15,7 +16,7 @@ setup: .venv/ready
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Lookout needs Python 3.10 or newer: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv || { echo "on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[export,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[export,nats,dev]'
 	@touch $@
 
 # The main job on the sample video: export, watch, describe, publish, collect. VIDEO=path names a copy of vtest.avi.
@@ -44,6 +45,10 @@ export: setup
 
 collect: setup
 	$(BIN)/collector run --bind $(ADDRESS) --store lookout.db
+
+# Longer than the one in the tests: make chaos EVENTS=1000000 SEED=7
+chaos: setup
+	$(BIN)/python -m tests.chaos --events $(EVENTS) $(if $(SEED),--seed $(SEED))
 
 bench: setup
 	$(BIN)/python -m tests.bench

@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import csv
+import resource
 import signal
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
-from time import time
+from time import monotonic, time
 from types import FrameType
 from typing import IO, TYPE_CHECKING
 
 import click
 
 from collector import keyring
+from collector.replay import send, showing, write_lines
 from collector.report import copying, report_gaps, report_stats, utc
-from collector.server import Server, harmless
+from collector.server import Server
+from collector.stats import harmless
 from collector.store import Store
-from collector.table import shown
+from collector.table import counts, shown
 from edge.commands import Commands
 from edge.errors import ConfigError
-from edge.keys import needs_encryption
+from edge.keys import checked_key, needs_encryption, read_key, secure_client
+from edge.publish import Secure
 
 if TYPE_CHECKING:
     from collector.nats import NatsSink
 
 COLUMNS = ("device", "epoch", "seq", "camera", "frame", "captured_at", "captured_utc", "x1", "y1", "x2", "y2", "score")
+PRUNE_SECONDS = 60.0  # between two looks for what is to be deleted
 FORMULA = tuple("=+-@＝＋－＠")  # what a cell that is run begins with; the wide ones count in East Asian locales
 
 _STORE = click.argument("path", metavar="STORE", type=click.Path(path_type=Path))
@@ -53,7 +58,7 @@ def main() -> None:
 @click.option("--keys", "folder", type=click.Path(path_type=Path), help="Folder of `collector keys new`: encrypt.")
 @click.option("--insecure", is_flag=True, help="Listen to other machines without encryption.")
 @click.option("--keep-days", type=click.FloatRange(min=0, min_open=True), help="Delete what came longer ago.")
-@click.option("--keep-bytes", type=click.IntRange(min=1), help="Delete the oldest when the store needs more.")
+@click.option("--keep-bytes", type=click.IntRange(min=1 << 20), help="Delete the oldest when the store needs more.")
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 def run(
     bind: str,
@@ -70,43 +75,51 @@ def run(
         raise click.UsageError("one of --store and --sink is needed")
     if path is None and (keep_days or keep_bytes):
         raise click.UsageError("--keep-days and --keep-bytes are for a --store")
-    if folder is None and not insecure and needs_encryption(bind):
-        raise ConfigError(
-            f"--bind {bind}: other machines can reach it, and there are no keys",
-            remedy="make them with `collector keys new` and name their folder with --keys, or say --insecure",
-        )
+    _allow_connections()
     with ExitStack() as stack:
         ring = stack.enter_context(keyring.Keyring(folder)) if folder is not None else None
         # no box is heard before its events can be kept
         sink: Store | NatsSink
+        prune = cancel = _nothing
         if path is not None:
-            sink = stack.enter_context(Store(path, create=True))
-            where, work, cancel = str(path), partial(_expire, sink, keep_days, keep_bytes), _nothing
+            sink, where = stack.enter_context(Store(path, create=True)), str(path)
+            if keep_days or keep_bytes:
+                prune = _pruning(sink, keep_days, keep_bytes)
         else:
             from collector.nats import NatsSink
 
             sink = stack.enter_context(NatsSink(str(url)))
-            where, work, cancel = str(sink.address), partial(_nothing), sink.cancel
-        server = stack.enter_context(Server(bind, ring))
+            where, cancel = str(sink.address), sink.cancel
+        server = stack.enter_context(Server(bind, ring, insecure=insecure))
         _stop_on_signal(server, cancel)
         show = stack.enter_context(nullcontext(_nothing) if quiet else shown(server, where))
 
         def tick() -> None:
-            work()
+            prune()
             show()
 
         server.run(sink, tick)
-        stats = server.stats
-    click.echo(
-        f"stored {stats.events} events, {stats.people} people, {stats.duplicates} duplicates,"
-        f" {stats.refused} refused in {where}"
-    )
+    click.echo(f"stored {counts(server.stats)} in {where}")
 
 
-def _expire(store: Store, days: float | None, size: int | None) -> None:
-    """One short step of deleting what is too old or too much."""
-    if days is not None or size is not None:
-        store.prune(time(), max_age_s=None if days is None else 86_400 * days, max_bytes=size)
+def _allow_connections() -> None:
+    """As many as the system lets this process have: each box takes a file descriptor, and 1024 is a usual limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _pruning(store: Store, days: float | None, size: int | None) -> Callable[[], None]:
+    """Delete what is too old or too much: one short step at a time, and when that was all, not for a while."""
+    age = None if days is None else 86_400 * days
+    again = 0.0  # monotonic
+
+    def step() -> None:
+        nonlocal again
+        if monotonic() >= again and not store.prune(time(), max_age_s=age, max_bytes=size):
+            again = monotonic() + PRUNE_SECONDS
+
+    return step
 
 
 @main.command()
@@ -116,8 +129,7 @@ def _expire(store: Store, days: float | None, size: int | None) -> None:
 def export(path: Path, layout: str, out: Path | None) -> None:
     """Write a store as JSON lines, an event each, or as CSV, a row per person."""
     with Store(path) as store:
-        if out is not None and out.exists() and out.samefile(path):
-            raise click.UsageError("--out is the store itself")
+        _check_not_the_store(path, out)
         with click.open_file(str(out or "-"), "w", encoding="utf-8") as file, store.snapshot():
             (_write_jsonl if layout == "jsonl" else _write_csv)(store, file)
 
@@ -148,6 +160,50 @@ def backup(path: Path, to: Path) -> None:
     with Store(path) as store, copying(str(to)) as progress:
         store.backup(to, progress)
     click.echo(f"{to}: {to.stat().st_size / 1e6:,.1f} MB, checked")
+
+
+@main.command()
+@_STORE
+@click.option("--out", type=click.Path(path_type=Path), help="JSON lines: one per event, and one for what is missing.")
+@click.option("--to", "address", help="ZeroMQ address of another collector; what it has already is not sent again.")
+@click.option("--keys", "folder", type=click.Path(path_type=Path), help="Folder of the key that the other allows as *.")
+@click.option("--collector-key", metavar="KEY", help="The other collector's public key.")
+@click.option("--insecure", is_flag=True, help="Send to another machine without encryption.")
+def replay(
+    path: Path, out: Path | None, address: str | None, folder: Path | None, collector_key: str | None, insecure: bool
+) -> None:
+    """Send everything in a store to another collector, or write it in the order of its numbers."""
+    if (out is None) == (address is None):
+        raise click.UsageError("one of --out and --to is needed")
+    if address is None and (folder or collector_key or insecure):
+        raise click.UsageError("--keys, --collector-key and --insecure are for --to")
+    with Store(path) as store, showing(store) as say:
+        if address is not None:
+            sent = send(store, address, _secure(address, folder, collector_key, insecure), say)
+        else:
+            _check_not_the_store(path, out)
+            with click.open_file(str(out), "w", encoding="utf-8") as file:
+                write_lines(store, file, say)
+    if address is not None:
+        click.echo(
+            f"{address}: sent {sent.events} events, {sent.refused} of them refused, and {sent.gone} missing numbers;"
+            f" {sent.known} were there already"
+        )
+
+
+def _secure(address: str, folder: Path | None, collector_key: str | None, insecure: bool) -> Secure | None:
+    """What sets the keys of a socket to another collector."""
+    if (folder is None) != (collector_key is None):
+        raise click.UsageError("--keys and --collector-key go together")
+    if folder is not None and collector_key is not None:
+        key = read_key(folder / keyring.KEY)
+        return partial(secure_client, key=key, collector_key=checked_key(collector_key, "--collector-key"))
+    if needs_encryption(address) and not insecure:
+        raise ConfigError(
+            f"--to {address} is another machine, and there are no keys",
+            remedy="give --keys and --collector-key, or, in a network you trust, --insecure",
+        )
+    return None
 
 
 @main.group()
@@ -181,6 +237,11 @@ def deny(device: str, key: str | None, folder: Path) -> None:
     """Take this KEY, or all of its keys, from DEVICE. A running collector ends its connections."""
     for taken in keyring.deny(folder, device, key):
         click.echo(f"{device}: denied {taken}")
+
+
+def _check_not_the_store(path: Path, out: Path | None) -> None:
+    if out is not None and out.exists() and out.samefile(path):
+        raise click.UsageError("--out is the store itself")
 
 
 def _write_jsonl(store: Store, file: IO[str]) -> None:

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Table
 from rich.text import Text
 
-from collector.server import harmless
+from collector.stats import harmless
 from collector.store import DeviceStats, Gap
 
 TABLE_ROWS = 1000  # more nobody scrolls through, and a table has to be whole before it is drawn

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from time import monotonic, time
 from types import TracebackType
 
@@ -13,109 +11,84 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from collector.keyring import Keyring, Zap, secure_server
-from collector.sessions import ANYONE, Sessions
-from collector.sinks import Item, Kept, Outcome, Sink
+from collector.sessions import ANYONE, MOST_EVENTS, Sessions
+from collector.sinks import Kept, Outcome, Sink
+from collector.stats import Stats, harmless
 from edge.errors import ConfigError, WireError
-from edge.events import MAX_CROP, Event, Header, Person
+from edge.events import MAX_CROP
 from edge.failpoints import failpoint
-from edge.protocol import HEARTBEAT, SILENCE, FromCollector, Gone, Welcome, encode
+from edge.keys import needs_encryption
+from edge.protocol import HEARTBEAT, SILENCE, Denied, FromCollector, Welcome, encode
 
 BATCH_EVENTS = 256  # per commit
+BATCH_BYTES = 16 << 20  # the same
 GATHER_SECONDS = 0.05  # the longest a message waits for others that are there already
 TICK_SECONDS = 0.25  # between two looks at a quiet wire
-LEAVE_SECONDS = 1.0  # for the last acknowledgements to leave
-PIPE = 64  # messages of one box that wait in this process; the rest waits in the box's window
-RATE_SECONDS = 10.0  # events per second are averaged over this
-MAX_CAMERAS = 1000  # of which the view knows something; names come from the wire and could be endless
-FAILED = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-
-# control characters, line and paragraph separators, and what reverses the direction of writing
-_HARMFUL = dict.fromkeys([*range(32), *range(127, 160), *range(0x2028, 0x202F), *range(0x2066, 0x206A)], "?")
+LEAVE_SECONDS = 1.0  # for what has arrived at the end, and as much for the last acknowledgements to leave
+PIPE = 64  # messages of one box that wait in this process; the rest waits in the network and the box
+ANSWERS = 2 * MOST_EVENTS  # that a box has not read; more are dropped. A window of REFUSED and their ACK fit
+HANDSHAKES = 64  # that are looked at between two batches
+MONITORED = 100_000  # failed handshakes that wait to be counted; with more, libzmq's own thread would stand still
+LOG_SECONDS = 1.0  # between two lines about the same kind of trouble
+FAILURES = {  # of handshakes, as libzmq tells them, in words
+    zmq.Event.HANDSHAKE_FAILED_NO_DETAIL: "it hung up before it had said who it is",
+    zmq.Event.HANDSHAKE_FAILED_PROTOCOL: "it is encrypted on one side only, or with keys that do not match",
+    zmq.Event.HANDSHAKE_FAILED_AUTH: "its key is not allowed",
+}
 
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class Camera:
-    """What came from one camera since the server started. Times are `time.monotonic`, seconds."""
-
-    first_seen: float
-    last_seen: float = 0.0
-    events: int = 0
-    people: int = 0
-    last: Header | None = None  # of the newest event
-    newest: tuple[Person, ...] = ()  # of the newest event with anybody in it
-    _arrivals: deque[float] = field(default_factory=deque)  # within the last RATE_SECONDS
-
-    def note(self, header: Header, now: float) -> None:
-        """Count one new event."""
-        self.events += 1
-        self.people += len(header.people)
-        self.last, self.last_seen = header, now
-        self.newest = header.people or self.newest
-        self._arrivals.append(now)
-        self.rate(now)  # forgets the old ones
-
-    def rate(self, now: float) -> float:
-        """Events per second, lately."""
-        while self._arrivals and self._arrivals[0] < now - RATE_SECONDS:
-            self._arrivals.popleft()
-        return len(self._arrivals) / min(max(now - self.first_seen, 1.0), RATE_SECONDS)
-
-
-@dataclass
-class Stats:
-    """What the server did since it started. Read it between two steps of `run`.
-
-    refused: messages that are none, and events set aside. gone: events that boxes had to drop, as they told.
-    handshakes_refused: connections that encryption, or another protocol, did not let in. boxes: connected now.
-    `cameras` by (device, camera), the one heard longest ago first; at most MAX_CAMERAS, those heard last.
-    """
-
-    events: int = 0
-    people: int = 0
-    duplicates: int = 0
-    refused: int = 0
-    gone: int = 0
-    handshakes_refused: int = 0
-    boxes: int = 0
-    cameras: dict[tuple[str, str], Camera] = field(default_factory=dict)
-
-
 class Server:
-    """A ZeroMQ ROUTER socket bound to `address`, which speaks lookout/1; a context manager.
+    """A ZeroMQ ROUTER socket bound to `address`, tcp or ipc, which speaks lookout/1; a context manager.
 
-    keyring: who may connect, encrypted, and as which device; None: everybody, in the clear, as any. ZeroMQ itself drops
-    a peer that sends one frame longer than any an event may have. Raises ConfigError for an address that cannot be
-    bound.
+    keyring: who may connect, encrypted, and as which device; None: everybody, in the clear, as any device. insecure:
+    that is meant so, even where other machines can connect. ZeroMQ itself drops a peer that sends one frame longer than
+    any an event may have. Raises ConfigError for an address that cannot be bound, or not without keys.
     """
 
-    def __init__(self, address: str, keyring: Keyring | None = None) -> None:
+    def __init__(self, address: str, keyring: Keyring | None = None, *, insecure: bool = False) -> None:
         self.stats = Stats()
         self._stopping = False
-        self._log_again = 0.0  # monotonic
+        self._log_again: dict[str, float] = {}  # kind of trouble -> monotonic
         self._keyring = keyring
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.maxmsgsize = MAX_CROP  # of one frame, the longest kind
-        self._socket.rcvhwm = self._socket.sndhwm = PIPE  # what a box does not read is dropped, and said again
+        self._socket.rcvhwm, self._socket.sndhwm = PIPE, ANSWERS
         self._socket.heartbeat_ivl = int(1000 * HEARTBEAT)  # a dead connection is given back to the system
         self._socket.heartbeat_timeout = int(1000 * SILENCE)
         self._socket.ipv6 = "[" in address
         self._zap = None if keyring is None else Zap(self._context, keyring)
         if keyring is not None:
             secure_server(self._socket, keyring)
-        self._monitor = self._socket.get_monitor_socket(FAILED)
+        self._monitor = self._monitored()
         try:
-            _check_port(address)
+            _check_address(address)
+            if keyring is None and not insecure and needs_encryption(address):
+                raise ConfigError(
+                    f"cannot listen on '{address}' without keys, as other machines can reach it",
+                    remedy="make keys with `collector keys new` and name their folder with --keys, or say --insecure",
+                )
             self._socket.bind(address)
         except zmq.ZMQError as error:
             self.close()
             wanted = "a free address of this machine, like tcp://127.0.0.1:5577"
             raise ConfigError(f"cannot listen on '{address}'", expected=wanted, got=_reason(error)) from error
+        except ConfigError:
+            self.close()
+            raise
         self._poller = zmq.Poller()
         for socket in (self._socket, self._monitor, *([self._zap.socket] if self._zap else [])):
             self._poller.register(socket, zmq.POLLIN)
+
+    def _monitored(self) -> zmq.Socket[bytes]:
+        """Where the socket tells of failed handshakes."""
+        self._socket.monitor("inproc://monitor", sum(FAILURES))
+        monitor = self._context.socket(zmq.PAIR)
+        monitor.rcvhwm = MONITORED
+        monitor.connect("inproc://monitor")
+        return monitor
 
     @property
     def address(self) -> str:
@@ -130,14 +103,16 @@ class Server:
         sessions = Sessions(sink.resume)
         while not self._stopping:
             ready = dict(self._poller.poll(int(1000 * TICK_SECONDS)))
-            self._look_after(ready)
+            self._look_after()
             if self._socket in ready:
                 self._gather(sessions)
                 self._keep(sessions, sink)
             sessions.expire(monotonic())
-            self.stats.boxes = len(sessions)
+            self.stats.boxes, self.stats.resets = sessions.boxes(monotonic()), sessions.resets
             tick()
-        self._gather(sessions)
+        until = monotonic() + LEAVE_SECONDS
+        while self._gather(sessions) and monotonic() < until:
+            self._keep(sessions, sink)
         self._keep(sessions, sink)
         tick()
 
@@ -145,34 +120,46 @@ class Server:
         """Make `run` return soon; for a signal handler or another thread."""
         self._stopping = True
 
-    def _look_after(self, ready: dict[zmq.Socket[bytes], int]) -> None:
+    def _look_after(self) -> None:
         """Handshakes, and those that failed."""
         if self._keyring is not None:
             self._keyring.refresh()
-        if self._zap is not None and self._zap.socket in ready:
+        for _ in range(HANDSHAKES):
+            if self._zap is None or not self._zap.socket.poll(0):
+                break
             self._zap.handle()
-        if self._monitor in ready:
+        while self._monitor.poll(0):
             event = zmq.Event(recv_monitor_message(self._monitor)["event"])
             self.stats.handshakes_refused += 1
-            self._warn(f"a connection was not let in: {event.name} ({self.stats.handshakes_refused} so far)")
+            if event is not zmq.Event.HANDSHAKE_FAILED_AUTH:  # of which Zap tells more
+                so_far = self.stats.handshakes_refused
+                self._warn("handshake", f"a connection was not let in: {FAILURES[event]} ({so_far} so far)")
 
-    def _gather(self, sessions: Sessions) -> None:
-        """Take what has arrived: at most BATCH_EVENTS, and for GATHER_SECONDS."""
-        until = monotonic() + GATHER_SECONDS
-        while sessions.gathered < BATCH_EVENTS and monotonic() < until:
+    def _gather(self, sessions: Sessions) -> bool:
+        """Take what has arrived: at most BATCH_EVENTS or BATCH_BYTES, and for GATHER_SECONDS. False: that was all."""
+        until, size = monotonic() + GATHER_SECONDS, 0
+        while sessions.gathered < BATCH_EVENTS and size < BATCH_BYTES and (now := monotonic()) < until:
             try:
                 peer, *frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
-                return
+                return False
+            size += sum(map(len, frames))
             try:
-                replies = sessions.heard(peer.bytes, self._writes(peer), [one.bytes for one in frames], monotonic())
+                replies = sessions.heard(peer.bytes, self._writes(peer), [one.bytes for one in frames], now)
             except WireError as error:
-                self.stats.refused += 1
-                sender, said = _property(peer, "Peer-Address"), harmless(str(error))[:200]
-                self._warn(f"refused bytes from {sender or 'unknown'}: {said} ({self.stats.refused} so far)")
-                continue
+                self._refuse(peer, str(error))
+                replies = sessions.misunderstood(peer.bytes, error, now)
             for reply in replies:
+                if isinstance(reply, Denied):
+                    self._refuse(peer, reply.reason)
                 self._say(peer.bytes, reply)
+        return True
+
+    def _refuse(self, peer: zmq.Frame, reason: str) -> None:
+        """A message that is none, or may not be."""
+        self.stats.refused += 1
+        sender = _property(peer, "Peer-Address") or "unknown"
+        self._warn("bytes", f"refused bytes from {sender}: {harmless(reason)[:200]} ({self.stats.refused} so far)")
 
     def _writes(self, peer: zmq.Frame) -> str | None:
         """The device that the sender of this frame may write as now."""
@@ -186,8 +173,10 @@ class Server:
     def _keep(self, sessions: Sessions, sink: Sink) -> None:
         """Have the sink keep what was gathered, then acknowledge it."""
         items = sessions.take()
-        outcomes = sink.add(items, received_at=time()) if items else []
+        outcomes: list[Outcome] = []
         if items:
+            failpoint("collector.before-commit")
+            outcomes = sink.add(items, received_at=time())
             failpoint("collector.after-commit")
         for peer, reply in sessions.settle(outcomes):
             self._say(peer, reply)
@@ -195,41 +184,23 @@ class Server:
             failpoint("collector.after-ack")
         self.stats.duplicates += sessions.duplicates
         sessions.duplicates = 0
-        self._count(items, outcomes)
-
-    def _count(self, items: Sequence[Item], outcomes: Sequence[Outcome]) -> None:
-        now = monotonic()
         for item, outcome in zip(items, outcomes, strict=True):
-            if outcome.kept is Kept.DUPLICATE:
-                self.stats.duplicates += 1
-            elif outcome.kept is Kept.REFUSED:
-                self.stats.refused += 1
-                said = harmless(f"event {item.first} of {item.device}: {outcome.reason}")[:300]
-                self._warn(f"set aside: {said} ({self.stats.refused} so far)")
-            elif isinstance(item.payload, Gone):
-                self.stats.gone += item.payload.count
-            elif isinstance(item.payload, Event):
-                self._show(item.payload.header, now)
+            self.stats.count(item, outcome, monotonic())
+            if outcome.kept is Kept.REFUSED:
+                said = harmless(f"event {item.last} of {item.device}: {outcome.reason}")[:300]
+                self._warn("event", f"set aside: {said} ({self.stats.refused} so far)")
 
-    def _show(self, header: Header, now: float) -> None:
-        self.stats.events += 1
-        self.stats.people += len(header.people)
-        name = (header.device, header.camera)
-        camera = self.stats.cameras.pop(name, None) or Camera(now)
-        camera.note(header, now)
-        self.stats.cameras[name] = camera  # as the last: a dict keeps its order
-        if len(self.stats.cameras) > MAX_CAMERAS:
-            del self.stats.cameras[next(iter(self.stats.cameras))]
-
-    def _warn(self, line: str) -> None:
-        if monotonic() >= self._log_again:  # a flood of garbage is not to become a flood of lines
-            self._log_again = monotonic() + 1
+    def _warn(self, kind: str, line: str) -> None:
+        if monotonic() >= self._log_again.get(kind, 0.0):  # a flood of garbage is not to become a flood of lines
+            self._log_again[kind] = monotonic() + LOG_SECONDS
             log.warning("%s", line)
 
     def close(self) -> None:
         """Free the address, when the last words have left."""
         if self._zap is not None:
             self._zap.close()
+        while self._monitor.poll(0):  # a thread of libzmq that has to wait for room there would never let go
+            self._monitor.recv_multipart()
         self._socket.disable_monitor()
         self._monitor.close(0)
         self._socket.close(int(1000 * LEAVE_SECONDS))
@@ -240,11 +211,6 @@ class Server:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
-
-
-def harmless(text: str) -> str:
-    """`text` from the wire without what moves a terminal's cursor or a spreadsheet's: one "?" for each."""
-    return text.translate(_HARMFUL)
 
 
 def _property(frame: zmq.Frame, name: str) -> str:
@@ -260,8 +226,10 @@ def _reason(error: zmq.ZMQError) -> str:
     return zmq.strerror(error.errno) if error.errno else str(error)
 
 
-def _check_port(address: str) -> None:
-    """ZeroMQ takes ports modulo 65536 and would listen where nobody looks. Raises ZMQError."""
-    port = address.rpartition(":")[2]
-    if address.startswith("tcp:") and port.isdecimal() and int(port) > 65535:
+def _check_address(address: str) -> None:
+    """Raises ZMQError for what ZeroMQ would take and listen where nobody looks."""
+    if not address.startswith(("tcp://", "ipc://")):
+        raise zmq.ZMQError(zmq.EPROTONOSUPPORT if "://" in address else zmq.EINVAL)
+    port = address.rpartition(":")[2]  # modulo 65536
+    if address.startswith("tcp://") and not (port == "*" or (port.isdecimal() and int(port) <= 65535)):
         raise zmq.ZMQError(zmq.EINVAL)

@@ -14,7 +14,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from collector.server import Camera, Server, Stats, harmless
+from collector.server import Server
+from collector.stats import Camera, Stats, harmless
 from edge.events import Person
 
 LIVE_SECONDS = 0.25
@@ -49,10 +50,22 @@ def shown(server: Server, store: str) -> Iterator[Callable[[], None]]:
 def progress(stats: Stats) -> str:
     """One plain line."""
     rate = sum(camera.rate(monotonic()) for camera in stats.cameras.values())
-    return (
-        f"{strftime('%H:%M:%S')} {stats.boxes} box(es), {len(stats.cameras)} camera(s),"
-        f" {stats.events} events ({rate:.1f}/s), {stats.people} people{_troubles(stats)}"
-    )
+    return f"{strftime('%H:%M:%S')} {stats.boxes} boxes, {len(stats.cameras)} cameras, {rate:.1f}/s: {counts(stats)}"
+
+
+def counts(stats: Stats) -> str:
+    """What became of what came; at the end what should be nothing, where it is not."""
+    came = f"{stats.events} events, {stats.people} people, {stats.duplicates} duplicates, {stats.refused} refused"
+    return ", ".join([came, *(f"{count} {name}" for count, name in _troubles(stats))])
+
+
+def _troubles(stats: Stats) -> list[tuple[int, str]]:
+    troubles = [
+        (stats.gone, "gone"),
+        (stats.resets, "resets"),
+        (stats.handshakes_refused, "handshakes refused"),
+    ]
+    return [(count, name) for count, name in troubles if count]
 
 
 def live_picture(stats: Stats, address: str, store: str, now: float, rows: int) -> Group:
@@ -81,19 +94,14 @@ def live_picture(stats: Stats, address: str, store: str, now: float, rows: int) 
     elif len(stats.cameras) > rows:
         table.add_row(Text(f"and {len(stats.cameras) - rows} more", "dim italic"))
     title = Text(f"Lookout collector on {address}", "bold")
-    footer = Text.assemble(
-        (f"{stats.events:,} events · {stats.people:,} people", "bold"),
-        f" · {stats.boxes:,} boxes connected",
-        (_troubles(stats).replace(", ", " · "), "red"),
-        f" · {store}",
-    )
+    footer = Text(f"{stats.boxes:,} boxes connected · ")
+    footer.append(f"{stats.events:,} events · {stats.people:,} people", "bold")
+    footer.append(f" · {stats.duplicates:,} duplicates · ")
+    footer.append(f"{stats.refused:,} refused", "red" if stats.refused else "")
+    for count, name in _troubles(stats):
+        footer.append(" · ").append(f"{count:,} {name}", "yellow")
+    footer.append(f" · {store}")
     return Group(title, table, footer)
-
-
-def _troubles(stats: Stats) -> str:
-    """What should be nothing, where it is not."""
-    troubles = [(stats.gone, "gone"), (stats.refused, "refused"), (stats.handshakes_refused, "connections not let in")]
-    return "".join(f", {count:,} {name}" for count, name in [(stats.duplicates, "duplicates"), *troubles] if count)
 
 
 def in_words(person: Person) -> Text:

@@ -13,11 +13,13 @@ import pytest
 
 PACKAGES = ("edge", "export", "collector")
 
-WORDS = frozenset({"errors", "values", "boxes", "images"})  # what all stages speak of; boxes, images: pure functions
-CONTRACTS = frozenset({"bundle", "events", "config"})
+# what all stages speak of; boxes, images: pure functions; failpoints: where tests kill a process
+WORDS = frozenset({"errors", "values", "boxes", "images", "failpoints"})
+CONTRACTS = frozenset({"bundle", "events", "config", "protocol"})
+DELIVERY = frozenset({"keys", "link", "journal", "spool"})  # what publish is made of
 DEVICES = frozenset({"ort", "trt", "cuda"})
 STAGES = frozenset(
-    {"capture", "detect", "crop", "encode", "match", "golden", "track", "publish", "spool", "health", "draw"}
+    {"capture", "detect", "crop", "encode", "match", "golden", "track", "publish", "push", "health", "draw"}
 )
 
 # file of edge/ -> the files of edge/ it may import
@@ -27,18 +29,24 @@ EDGE: dict[str, frozenset[str]] = {
     "values": frozenset({"errors"}),
     "boxes": frozenset({"errors", "values"}),
     "images": frozenset({"errors", "values"}),
+    "failpoints": frozenset(),
     **dict.fromkeys(CONTRACTS, WORDS),
     "commands": frozenset({"errors"}),
     "backend": WORDS | {"bundle"} | DEVICES,
     **dict.fromkeys(DEVICES, WORDS | {"bundle", "backend"}),
     "trt": WORDS | {"bundle", "backend", "cuda"},
     **dict.fromkeys(STAGES, WORDS | CONTRACTS | {"backend"}),
-    "publish": WORDS | CONTRACTS | {"backend", "spool"},
+    "keys": WORDS | CONTRACTS,
+    "link": WORDS | CONTRACTS,
+    "journal": WORDS | CONTRACTS | {"link"},
+    "spool": WORDS | CONTRACTS | {"link", "journal"},
+    "publish": WORDS | CONTRACTS | DELIVERY,
     "pipeline": WORDS | CONTRACTS | STAGES,
-    "cli": WORDS | CONTRACTS | STAGES | DEVICES | {"backend", "pipeline", "commands"},
+    "cli": WORDS | CONTRACTS | DELIVERY | STAGES | DEVICES | {"backend", "pipeline", "commands"},
 }
 EXPORT = WORDS | CONTRACTS | DEVICES | {"backend", "commands", "detect", "crop", "encode", "match", "golden"}
-COLLECTOR = frozenset({"errors", "values", "events", "bundle", "commands", "match"})
+# link and publish: a store that is sent on to another collector
+COLLECTOR = WORDS | {"events", "protocol", "keys", "link", "publish", "bundle", "commands", "match"}
 
 # package from outside -> the only modules that may import it
 HEAVY: dict[str, frozenset[str]] = {
@@ -46,6 +54,7 @@ HEAVY: dict[str, frozenset[str]] = {
     "tensorrt": frozenset({"edge.trt", "export.engine"}),
     "pycuda": frozenset({"edge.cuda"}),
     "cuda": frozenset({"edge.cuda"}),
+    "nats": frozenset({"collector.nats"}),
     "torch": frozenset(),
 }
 
@@ -259,8 +268,9 @@ def load_without(blocked: list[str], modules: list[str], root: Path) -> subproce
 
 def test_box_and_collector_load_without_what_they_do_not_need(root: Path) -> None:
     modules = [module for module in project(root) if module.startswith(("edge.", "collector."))]
-    own = [module for module in modules if module.partition(".")[2] not in DEVICES and "__init__" not in module]
-    absent = ["onnx", "torch", "tensorrt", "pycuda", "cuda", "tokenizers", "safetensors", "hypothesis", "pytest"]
+    optional = DEVICES | {"nats"}
+    own = [module for module in modules if module.partition(".")[2] not in optional and "__init__" not in module]
+    absent = ["onnx", "nats", "torch", "tensorrt", "pycuda", "cuda", "tokenizers", "safetensors", "hypothesis", "pytest"]
     done = load_without([*absent, "onnxruntime"], ["edge", "collector", *own], root)
     assert done.returncode == 0, done.stderr
     done = load_without(absent, ["edge.ort"], root)

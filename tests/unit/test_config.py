@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from edge.config import (
     PublishConfig,
     RuntimeConfig,
     Settings,
+    SpoolConfig,
     is_url_or_device,
     read_edge_config,
     read_toml,
@@ -39,7 +41,7 @@ def written(path: Path, text: str | bytes) -> Path:
 
 
 def test_every_key_is_described() -> None:
-    assert len(MODELS) == 8
+    assert len(MODELS) == 9
     for model in MODELS:
         assert model.__doc__
         for name, field in model.model_fields.items():
@@ -55,9 +57,15 @@ def test_every_model_is_frozen_and_strict() -> None:
         assert not model.model_config["allow_inf_nan"]
 
 
+def default(model: type[Settings], file: Path) -> Settings:
+    """A section that a file does not have: its paths are relative to the file all the same."""
+    return SpoolConfig(path=file.parent / "spool.db") if model is SpoolConfig else model()
+
+
 def test_the_shipped_edge_toml_shows_every_key_with_its_default(root: Path) -> None:
     path = root / "configs/edge.toml"
-    fields = module.tomllib.loads(path.read_text(encoding="utf-8"))
+    text = path.read_text(encoding="utf-8")
+    fields = module.tomllib.loads(text)
     config = read_edge_config(path)
     assert set(fields) == set(EdgeConfig.model_fields)
     assert set(fields["camera"][0]) == set(module.CameraConfig.model_fields)
@@ -65,15 +73,17 @@ def test_the_shipped_edge_toml_shows_every_key_with_its_default(root: Path) -> N
         model = EdgeConfig.model_fields[section].annotation
         assert isinstance(model, type)
         assert issubclass(model, Settings)
-        assert set(fields[section]) == set(model.model_fields), f"[{section}]"
-        assert getattr(config, section) == model(), f"[{section}] shows other values than the defaults"
+        shown = set(fields[section]) | set(re.findall(r"^# (\w+) = ", text, re.MULTILINE))  # keys without a default
+        assert set(model.model_fields) <= shown, f"[{section}]"
+        assert set(fields[section]) <= set(model.model_fields), f"[{section}]"
+        assert getattr(config, section) == default(model, path), f"[{section}] shows other values than the defaults"
 
 
 def test_the_shipped_edge_toml_says_something_of_every_key(root: Path) -> None:
     """A comment on each line that sets one, but for those whose value says all."""
     lines = (root / "configs/edge.toml").read_text(encoding="utf-8").splitlines()
     silent = {line.split(" =")[0] for line in lines if " = " in line and " # " not in line}
-    assert silent <= {"bundle", "name", "backend"}
+    assert silent <= {"bundle", "name", "backend", "fsync_ms"}
 
 
 def test_the_shipped_demo_toml_loads(root: Path) -> None:
@@ -90,9 +100,15 @@ def test_a_small_file_has_every_default(path: Path) -> None:
     config = read_edge_config(written(path, GOOD))
     assert config.device == "box"
     for section in SECTIONS:
-        assert getattr(config, section) == type(getattr(config, section))()
+        assert getattr(config, section) == default(type(getattr(config, section)), path)
     with pytest.raises(ValidationError, match="frozen"):
         config.device = "other"  # type: ignore[misc]
+
+
+def test_key_and_spool_are_relative_to_the_file(path: Path) -> None:
+    config = read_edge_config(written(path, GOOD + '[publish]\nkey = "box.key"\n[spool]\npath = "/var/lib/s.db"\n'))
+    assert config.publish.key == path.parent / "box.key"
+    assert config.spool.path == Path("/var/lib/s.db")
 
 
 def test_values_arrive(path: Path) -> None:
@@ -199,6 +215,10 @@ def test_windows_line_ends_and_byte_order_mark(path: Path) -> None:
         (GOOD + '[publish]\naddress = "tcp://"', ["publish.address: "]),
         (GOOD + "[publish]\nqueue = 0", ["publish.queue: ", "greater than or equal to 1"]),
         (GOOD + "[publish]\nlinger_ms = -1", ["publish.linger_ms: ", "greater than or equal to 0"]),
+        (GOOD + '[publish]\ntransport = "udp"', ["publish.transport: ", "'acknowledged' or 'push'"]),
+        (GOOD + "[spool]\nmax_bytes = 1000", ["spool.max_bytes: ", "greater than or equal to 1048576"]),
+        (GOOD + '[spool]\nfsync = "always"', ["spool.fsync: ", "'event', 'interval' or 'never'"]),
+        (GOOD + "[spool]\nfsync_ms = 0", ["spool.fsync_ms: ", "greater than or equal to 1"]),
         (GOOD + "[publish]\ncrops = 1", ["publish.crops: ", "valid boolean", "got 1"]),
         (GOOD + '[runtime]\nbackend = "cuda"', ["runtime.backend: ", "'onnxruntime'", "got 'cuda'"]),
         (GOOD + "[runtime]\nthreads = -1", ["runtime.threads: ", "greater than or equal to 0"]),

@@ -1,0 +1,289 @@
+"""A store sent on: to a second collector, which has it all once, and as JSON lines; real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from collector.keyring import allow, new_keyring
+from collector.sinks import Item, Poison
+from collector.store import RETENTION, Store
+from edge.events import Event, Header, encode
+from edge.keys import read_key
+from edge.protocol import Gone
+from tests.boxes import event, person
+from tests.fakes import item
+from tests.flow.conftest import ROOT, command, starter
+
+DEADLINE = 60.0  # s
+EVENTS = [
+    *(event(seq, person(crop=seq % 2 == 0, sex="woman"), device="north") for seq in range(40)),
+    *(event(seq, device="north") for seq in range(1040, 1060)),
+    *(event(seq, person(), device="north", epoch=8) for seq in range(300)),
+    *(event(seq, person(top="dark"), device="süd\x1b[2J") for seq in range(3, 30)),
+]
+NUMBERS = 1060 + 300 + 30
+
+
+def store(path: Path, *more: Item) -> Path:
+    """Two devices, three epochs, and everything that can be missing."""
+    items = [
+        *map(item, EVENTS),
+        Item("north", 7, 40, 999, Gone(first=40, last=999, reason="spool full")),
+        Item("north", 7, 1000, 1000, Poison("header: no event"), (b"x",)),
+        *more,
+    ]
+    with Store(path, create=True) as made:
+        made.add(items, received_at=1.0)
+    return path
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return store(tmp_path / "first.db")
+
+
+def key(event: Event) -> tuple[str, int, int, tuple[bytes, ...]]:
+    header = event.header
+    return header.device, header.epoch, header.seq, tuple(encode(event))
+
+
+def content(path: Path) -> list[tuple[str, int, int, tuple[bytes, ...]]]:
+    with Store(path) as opened:
+        return sorted(map(key, opened.events()))
+
+
+def gaps(path: Path) -> list[tuple[str, int, int, int, str]]:
+    with Store(path) as opened:
+        return [(gap.device, gap.epoch, gap.first, gap.last, gap.reason) for gap in opened.gaps()]
+
+
+@contextmanager
+def collecting(path: Path, *words: object) -> Iterator[str]:
+    """A collector that ends well; its address."""
+    program = [sys.executable, *starter("collector.cli"), "run", "--bind", "tcp://127.0.0.1:*", "--store", path, *words]
+    with subprocess.Popen(list(map(str, program)), stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            listening = re.match(r"listening on (\S+),", line)
+            assert listening, line
+            yield listening[1]
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(DEADLINE) == 0
+        finally:
+            process.kill()
+
+
+def test_another_collector_has_it_all_and_a_second_replay_sends_nothing(path: Path, tmp_path: Path) -> None:
+    second = tmp_path / "second.db"
+    with collecting(second) as address:
+        done = command("collector", "replay", path, "--to", address)
+        gone = NUMBERS - len(EVENTS)
+        assert done.stderr == ""
+        assert done.stdout == (
+            f"{address}: sent {len(EVENTS)} events, 0 of them refused, and {gone} missing numbers;"
+            " 0 were there already\n"
+        )
+        assert content(second) == content(path) == sorted(map(key, EVENTS))
+        assert gaps(second) == gaps(path)
+        done = command("collector", "replay", path, "--to", address)
+        assert done.stdout == (
+            f"{address}: sent 0 events, 0 of them refused, and 0 missing numbers; {NUMBERS} were there already\n"
+        )
+        with Store(path) as opened:
+            opened.add([item(event(300, device="north", epoch=8))], received_at=2.0)
+        done = command("collector", "replay", path, "--to", address)
+        assert f"sent 1 events, 0 of them refused, and 0 missing numbers; {NUMBERS} were" in done.stdout
+    assert content(second) == content(path)
+
+
+def test_what_both_have_of_a_box_becomes_one(path: Path, tmp_path: Path) -> None:
+    """The box sent its first events to one collector and the others to another."""
+    other = tmp_path / "other.db"
+    with Store(other, create=True) as opened:
+        opened.add([item(event(seq, person(), device="north", epoch=8)) for seq in range(100, 400)], received_at=1.0)
+    with collecting(other) as address:
+        command("collector", "replay", path, "--to", address)
+    with Store(other) as opened:
+        there = [header.seq for header in opened.headers() if header.epoch == 8]
+    assert sorted(there) == list(range(400))
+    assert [gap for gap in gaps(other) if gap[1] == 8] == []
+
+
+def test_another_event_under_a_number_is_refused_and_told(path: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.db"
+    with Store(other, create=True) as opened:
+        opened.add([item(event(5, device="north", frame=99))], received_at=1.0)
+    with collecting(other) as address:
+        done = command("collector", "replay", path, "--to", address)
+    assert f"sent {len(EVENTS)} events, 1 of them refused" in done.stdout
+    assert "refused event 5 of epoch 7: another event has this number" in done.stderr
+    with Store(other) as opened:
+        assert [header.frame for header in opened.headers() if (header.epoch, header.seq) == (7, 5)][0] == 99
+
+
+def test_what_retention_removed_is_told_as_that(path: Path, tmp_path: Path) -> None:
+    with Store(path) as opened:
+        opened.add([item(event(30, device="süd\x1b[2J"))], received_at=100.0)
+        while opened.prune(101.0, max_age_s=50.0):
+            pass
+    with collecting(tmp_path / "second.db") as address:
+        command("collector", "replay", path, "--to", address)
+    assert len(content(tmp_path / "second.db")) == 1
+    assert ("north", 8, 0, 299, RETENTION) in gaps(tmp_path / "second.db")
+    assert ("north", 7, 40, 999, "spool full") in gaps(tmp_path / "second.db")
+
+
+def test_a_replay_goes_on_where_a_killed_one_stopped(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.db", tmp_path / "second.db"
+    events = [event(seq, *(person(crop=True) for _ in range(4))) for seq in range(3000)]
+    with Store(first, create=True) as made:
+        made.add(list(map(item, events)), received_at=1.0)
+    with collecting(second) as address:
+        program = [sys.executable, *starter("collector.cli"), "replay", str(first), "--to", address]
+        with subprocess.Popen(program, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+            end = time.monotonic() + DEADLINE
+            while len(content(second)) < 100:
+                assert time.monotonic() < end
+            process.kill()
+        before = len(content(second))
+        assert before < 3000, "it was too fast for this test"
+        done = command("collector", "replay", first, "--to", address)
+        said = re.search(r"sent (\d+) events, .* (\d+) were there already", done.stdout)
+        assert said
+        assert int(said[1]) + int(said[2]) == 3000
+        assert int(said[2]) >= before
+    assert content(second) == sorted(map(key, events))
+
+
+def test_with_keys(path: Path, tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    new_keyring(ours)
+    public = new_keyring(theirs)
+    allow(theirs, "*", read_key(ours / "collector.key").public)
+    with collecting(tmp_path / "second.db", "--keys", theirs) as address:
+        done = command("collector", "replay", path, "--to", address, "--keys", ours, "--collector-key", public)
+    assert f"sent {len(EVENTS)} events" in done.stdout
+    assert content(tmp_path / "second.db") == content(path)
+
+
+def test_a_key_that_may_write_under_one_name_only_is_told_so(path: Path, tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    new_keyring(ours)
+    public = new_keyring(theirs)
+    allow(theirs, "north", read_key(ours / "collector.key").public)
+    with collecting(tmp_path / "second.db", "--keys", theirs) as address:
+        done = command("collector", "replay", path, "--to", address, "--keys", ours, "--collector-key", public, code=76)
+    assert "this key may not write as" in done.stderr
+    assert done.stderr.splitlines()[-1] == (
+        f"error: {address}: nothing arrived there for 30 s;"
+        " mend what was said before and run it again: it goes on from where it stands"
+    )
+    assert {device for device, *_ in content(tmp_path / "second.db")} == {"north"}
+
+
+# --- JSON lines -------------------------------------------------------------------------------------------------------
+
+
+def test_json_lines_hold_every_number_once(path: Path, tmp_path: Path) -> None:
+    done = command("collector", "replay", path, "--out", tmp_path / "all.jsonl")
+    assert (done.stdout, done.stderr) == ("", "")
+    text = (tmp_path / "all.jsonl").read_text(encoding="utf-8")
+    assert text == command("collector", "replay", path, "--out", "-").stdout
+    lines = [json.loads(line) for line in text.split("\n")[:-1]]
+    headers = [Header.model_validate(line) for line in lines if line["schema"] == "lookout.event/1"]
+    missing = [line for line in lines if line["schema"] == "lookout.gone/1"]
+    assert len(headers) + len(missing) == len(lines)
+    assert sorted((one.device, one.epoch, one.seq) for one in headers) == sorted(
+        entry[:3] for entry in map(key, EVENTS)
+    )
+    assert missing[0] == {
+        "schema": "lookout.gone/1", "device": "north", "epoch": 7, "first": 40, "last": 999, "reason": "spool full"
+    }  # fmt: skip
+    told = [tuple(line[name] for name in ("device", "epoch", "first", "last", "reason")) for line in missing]
+    assert told == gaps(path)
+    expected = 0
+    for line in lines:
+        first, last = (line["seq"], line["seq"]) if "seq" in line else (line["first"], line["last"])
+        assert first in (expected, 0), "in order, and nothing left out"
+        expected = last + 1
+
+
+def test_an_empty_store(tmp_path: Path) -> None:
+    with Store(tmp_path / "empty.db", create=True):
+        pass
+    assert command("collector", "replay", tmp_path / "empty.db", "--out", "-").stdout == ""
+    done = command("collector", "replay", tmp_path / "empty.db", "--to", "tcp://127.0.0.1:1")
+    assert "sent 0 events" in done.stdout
+
+
+def test_it_does_not_overwrite_the_store_it_reads(path: Path) -> None:
+    before = content(path)
+    assert "--out is the store itself" in command("collector", "replay", path, "--out", path, code=2).stderr
+    assert content(path) == before
+
+
+# --- mistakes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("--out", "-", "--to", "tcp://127.0.0.1:1"),
+        ("--out", "-", "--insecure"),
+        ("--to", "tcp://127.0.0.1:1", "--keys", "keys"),
+        ("--to", "tcp://127.0.0.1:1", "--collector-key", "x" * 40),
+    ],
+)
+def test_options_that_do_not_go_together(path: Path, words: tuple[str, ...]) -> None:
+    assert command("collector", "replay", path, *words, code=2).stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--to", "tcp://192.0.2.1:5577"), "there are no keys; give --keys and --collector-key"),
+        (("--to", "ipc://"), "cannot send to 'ipc://': expected tcp://host:port"),
+        (("--insecure", "--to", "nonsense"), "cannot send to 'nonsense': expected tcp://host:port"),
+        (("--insecure", "--to", "tcp://127.0.0.1"), "cannot send to 'tcp://127.0.0.1': expected"),
+        (("--to", "tcp://127.0.0.1:1", "--keys", "nowhere", "--collector-key", "x" * 40), "nowhere/collector.key"),
+    ],
+)
+def test_a_mistake_is_one_line(path: Path, words: tuple[str, ...], says: str) -> None:
+    done = command("collector", "replay", path, *words, code=78)
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert says in done.stderr
+
+
+def test_progress_on_a_terminal(path: Path, tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    program = [sys.executable, *starter("collector.cli"), "replay", str(path), "--to", "tcp://127.0.0.1:1"]
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "100", "LINES": "30"}
+    with subprocess.Popen(program, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, cwd=ROOT) as process:
+        os.close(theirs)
+        screen = ""
+        end = time.monotonic() + DEADLINE
+        while f"0/{NUMBERS}" not in screen or "nobody listens there" not in screen:
+            assert time.monotonic() < end
+            screen += os.read(ours, 1 << 16).decode()
+        process.send_signal(signal.SIGINT)
+        while "interrupted" not in screen:
+            screen += os.read(ours, 1 << 16).decode()
+        assert process.wait(DEADLINE) == 130
+    os.close(ours)
+    assert "\x1b[2J" not in screen
