@@ -148,8 +148,9 @@ def secure_server(socket: zmq.Socket[bytes], keyring: Keyring) -> None:
     socket.curve_secretkey = keyring.secret.encode()
     socket.zap_domain = ZAP_DOMAIN
     socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # without it, where no Zap is, libzmq lets everybody in
-    if socket.maxmsgsize >= 0:
-        socket.maxmsgsize += CURVE_ADDS
+    size = int(socket.maxmsgsize)
+    if size >= 0:
+        socket.maxmsgsize = size + CURVE_ADDS
 
 
 def new_keyring(folder: Path) -> str:

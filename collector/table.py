@@ -37,8 +37,8 @@ def shown(server: Server, store: str) -> Iterator[Callable[[], None]]:
         return
 
     def picture() -> Group:
-        # below each row are at most PEOPLE_SHOWN lines; 8 lines are the title, the head and the footer
-        rows = max(1, (console.height - 8) // PEOPLE_SHOWN)
+        # below each row are at most PEOPLE_SHOWN lines; 9 lines are the title, the head and a footer of two lines
+        rows = max(1, (console.height - 9) // PEOPLE_SHOWN)
         return live_picture(server.stats, server.address, store, monotonic(), rows)
 
     # a log line appears above the table, unless stderr goes elsewhere
@@ -93,14 +93,14 @@ def live_picture(stats: Stats, address: str, store: str, now: float, rows: int) 
         table.add_row(Text("waiting for the first event", "dim italic"))
     elif len(stats.cameras) > rows:
         table.add_row(Text(f"and {len(stats.cameras) - rows} more", "dim italic"))
-    title = Text(f"Lookout collector on {address}", "bold")
-    footer = Text(f"{stats.boxes:,} boxes connected · ")
-    footer.append(f"{stats.events:,} events · {stats.people:,} people", "bold")
-    footer.append(f" · {stats.duplicates:,} duplicates · ")
-    footer.append(f"{stats.refused:,} refused", "red" if stats.refused else "")
-    for count, name in _troubles(stats):
-        footer.append(" · ").append(f"{count:,} {name}", "yellow")
-    footer.append(f" · {store}")
+    title = Text.assemble((f"Lookout collector on {address}", "bold"), f" · {stats.boxes:,} boxes connected")
+    footer = Text.assemble(
+        (f"{stats.events:,} events · {stats.people:,} people", "bold"),
+        f" · {stats.duplicates:,} duplicates",
+        (f" · {stats.refused:,} refused", "red" if stats.refused else ""),
+        *((f" · {count:,} {name}", "yellow") for count, name in _troubles(stats)),
+        f" · {store}",
+    )
     return Group(title, table, footer)
 
 

@@ -95,7 +95,11 @@ class Sender:
     def _say(self, socket: Socket, now: float) -> None:
         for message in self.link.say(now):
             failpoint("box.before-send")
-            socket.send_multipart(encode(message), zmq.NOBLOCK, copy=False)
+            try:
+                socket.send_multipart(encode(message), zmq.NOBLOCK, copy=False)
+            except zmq.Again:  # there is no bound to run into: the connection is gone, before its monitor says so
+                self._ended(zmq.Event.DISCONNECTED)
+                return
             failpoint("box.after-hello" if isinstance(message, Hello) else "box.after-send")
 
     def _listen(self, seconds: float) -> None:
@@ -195,7 +199,9 @@ class Publisher:
         done = self.delivery
         lines = [f"{done.delivered} events delivered, {self._left} wait in the spool for the next run"]
         if done.gone or done.refused:
-            lines.append(f"{done.gone} were gone before they could be sent, {done.refused} were refused by the collector")
+            lines.append(
+                f"{done.gone} were gone before they could be sent, {done.refused} were refused by the collector"
+            )
         return lines
 
     def __enter__(self) -> Publisher:

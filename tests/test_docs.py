@@ -411,7 +411,9 @@ def table_of(model: type[BaseModel]) -> str:
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             continue  # a table of its own
-        default = "needed" if field.is_required() else "none" if field.default is None else f"`{toml_of(field.default)}`"
+        default = (
+            "needed" if field.is_required() else "none" if field.default is None else f"`{toml_of(field.default)}`"
+        )
         if name == "classes":
             default = "COCO's 80"
         choices = [choice for choice in get_args(field.annotation) if isinstance(choice, str)]

@@ -270,7 +270,18 @@ def test_box_and_collector_load_without_what_they_do_not_need(root: Path) -> Non
     modules = [module for module in project(root) if module.startswith(("edge.", "collector."))]
     optional = DEVICES | {"nats"}
     own = [module for module in modules if module.partition(".")[2] not in optional and "__init__" not in module]
-    absent = ["onnx", "nats", "torch", "tensorrt", "pycuda", "cuda", "tokenizers", "safetensors", "hypothesis", "pytest"]
+    absent = [
+        "onnx",
+        "nats",
+        "torch",
+        "tensorrt",
+        "pycuda",
+        "cuda",
+        "tokenizers",
+        "safetensors",
+        "hypothesis",
+        "pytest",
+    ]
     done = load_without([*absent, "onnxruntime"], ["edge", "collector", *own], root)
     assert done.returncode == 0, done.stderr
     done = load_without(absent, ["edge.ort"], root)

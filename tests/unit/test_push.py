@@ -21,8 +21,8 @@ from tests.fakes import sha256
 def event(stamp: Stamp) -> Event:
     """Of an empty street."""
     header = Header(
-        device="box", epoch=stamp.epoch, seq=stamp.seq, camera="door", frame=stamp.seq, captured_at=0.5, frame_size=(8, 6),
-        bundle=sha256(b"bundle"), bank=sha256(b"bank"), embedding_dim=4, people=(),
+        device="box", epoch=stamp.epoch, seq=stamp.seq, camera="door", frame=stamp.seq, captured_at=0.5,
+        frame_size=(8, 6), bundle=sha256(b"bundle"), bank=sha256(b"bank"), embedding_dim=4, people=(),
     )  # fmt: skip
     return Event(header, np.zeros((0, 4), np.float16), ())
 
@@ -47,7 +47,7 @@ def test_a_collector_receives_every_event_in_order(
 ) -> None:
     port = collector.bind_to_random_port("tcp://127.0.0.1")
     with deadline("publishing", 20), Pusher(PublishConfig(address=f"tcp://127.0.0.1:{port}")) as pusher:
-        for seq in range(count):
+        for _ in range(count):
             pusher.send(event)
         assert received(collector, count) == list(range(count))
         assert (pusher.queued, pusher.dropped) == (count, 0)
@@ -70,10 +70,10 @@ def test_with_no_collector_the_queue_fills_and_the_rest_is_dropped_at_once(
 ) -> None:
     config = PublishConfig(address=f"ipc://{tmp_path}/c", queue=queue, linger_ms=0)
     with deadline("sending to nobody", 10), Pusher(config) as pusher:
-        for seq in range(queue):
+        for _ in range(queue):
             pusher.send(event)
         assert (pusher.queued, pusher.dropped) == (queue, 0)
-        for seq in range(100):
+        for _ in range(100):
             pusher.send(event)
         assert (pusher.queued, pusher.dropped) == (queue, 100)
     assert [record.message.partition(": ")[2][:17] for record in caplog.records] == ["the queue is full"], "said once"
@@ -84,14 +84,14 @@ def test_what_was_queued_arrives_when_the_collector_comes_and_what_was_dropped_d
 ) -> None:
     config = PublishConfig(address=f"ipc://{tmp_path}/c", queue=3)
     with deadline("catching up", 20), Pusher(config) as pusher:
-        for seq in range(5):
+        for _ in range(5):
             pusher.send(event)
         collector.bind(config.address)
         assert received(collector, 3) == [0, 1, 2]
         last = 4
         while pusher.queued < 4:  # ZeroMQ learns a moment later that there is room again
             last += 1
-            pusher.send(event(last))
+            pusher.send(event)
         assert received(collector, 1) == [last], "those before were dropped"
         assert pusher.dropped == last - 3
 
@@ -102,7 +102,7 @@ def test_the_end_of_the_run_waits_for_the_queue_to_empty(
     config = PublishConfig(address=f"ipc://{tmp_path}/c", linger_ms=10_000)
     with deadline("the last events", 20):
         with Pusher(config) as pusher:
-            for seq in range(5):
+            for _ in range(5):
                 pusher.send(event)
             collector.bind(config.address)
         assert received(collector, 5) == [0, 1, 2, 3, 4]
