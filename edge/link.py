@@ -191,14 +191,14 @@ class Link:
                 self._stream, self._state = current, "greeting"
                 said.append(Hello(device=self._device, epoch=current.epoch, first=current.first, end=current.end))
         if self._state == "streaming":
-            said += self._next()
+            said += self._next(now)
         if not said and now - self._said_at >= HEARTBEAT:
             said.append(Ping())
         if said:
             self._said_at = now
         return said
 
-    def _next(self) -> list[Data | Gone]:
+    def _next(self, now: float) -> list[Data | Gone]:
         """What the window has room for."""
         assert self._stream is not None
         events, size = self._window.events - len(self._flight), self._window.bytes - self._flying
@@ -208,7 +208,7 @@ class Link:
         for entry in entries:
             size = sum(map(len, entry.frames)) if isinstance(entry, Data) else 0
             if not self._flight:
-                self._moved_at = self._said_at  # patience begins with the first that waits
+                self._moved_at = now  # patience begins with the first that waits
             self._flight.append((entry, size))
             self._flying += size
             self._cursor = last_of(entry) + 1

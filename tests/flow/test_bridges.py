@@ -7,7 +7,8 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 
@@ -49,13 +50,14 @@ class Fleet:
         for address in cycle(addresses):
             if self.done(name):
                 return
-            # one that has another place to go to does not stay
-            until = time.monotonic() + (chance.uniform(0.05, 0.4) if len(addresses) > 1 else DEADLINE)
-            sender = Sender(address, name, self.sources[name], None)
-            try:
-                sender.run(lambda: self.done(name) or time.monotonic() > until)  # noqa: B023  # it is over before the next
-            finally:
-                sender.close()
+            with Sender(address, name, self.sources[name], None) as sender:
+                sender.run(self._leaving(name, chance) if len(addresses) > 1 else partial(self.done, name))
+
+    def _leaving(self, name: str, chance: random.Random) -> Callable[[], bool]:
+        """Tells when a box that has another collector to go to has enough of this one."""
+        left = len(self.sources[name].epochs[0]) - chance.randint(50, 400)
+        until = time.monotonic() + 1
+        return lambda: self.done(name) or time.monotonic() > until or len(self.sources[name].epochs[0]) < left
 
     def done(self, name: str) -> bool:
         return self._stop.is_set() or not self.sources[name].epochs[0]

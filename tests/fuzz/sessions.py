@@ -147,7 +147,7 @@ class Play:
     def say(self, peer: bytes, message: FromBox | list[bytes]) -> None:
         """Have a peer say something; check what is answered at once."""
         frames = message if isinstance(message, list) else protocol.encode(message)
-        writes, before = self.writes[peer], self.sessions.gathered
+        writes, before, expected = self.writes[peer], self.sessions.gathered, self.next(peer)
         try:
             replies = self.sessions.heard(peer, writes, frames, self.now)
         except WireError:
@@ -163,6 +163,7 @@ class Play:
             case Data() | Gone() if not replies and peer in self.said:
                 first, last = (read.seq, read.seq) if isinstance(read, Data) else (read.first, read.last)
                 assert first <= self.next(peer), "it takes what leaves a gap"
+                assert all(item.first == expected for item in self.sessions.take()[before:]), "an overlap"
                 self.welcomed[peer] = max(self.next(peer), last + 1)
         for reply in replies:
             self.hear(peer, reply)
@@ -214,6 +215,8 @@ class Play:
                 acknowledged.add(peer)
             self.hear(peer, reply)
         assert self.sessions.gathered == 0
+        assert self.sessions.settle([]) == [], "said twice"
+        assert self.said.keys() <= self.welcomed.keys(), "a HELLO without an answer"
         assert len(self.sessions) <= len(PEERS)
         window = self.sessions.window
         assert FEWEST_EVENTS <= window.events <= MOST_EVENTS
