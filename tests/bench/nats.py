@@ -5,26 +5,31 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
-import resource
 import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import nats
 import numpy as np
+import zmq
 from rich.console import Console
 from rich.table import Table
 
 from collector.messages import STREAM
 from collector.nats import NatsSink
 from collector.sinks import Item, Kept
+from edge import protocol
 from edge.events import Answer, Choice, Event, Header, Person, encode
+from edge.protocol import Ack, Hello, Welcome
 from export.prompts import read_prompts
 from tests.fakes import unit_rows
 from tests.nats_server import NatsServer, executable
 
 BATCH, BATCHES = 256, 60  # events per `add`, and how often
+BOXES, EVENTS = (1, 20, 200, 1000), 20_000  # before one collector, and how many events they have together
 PEOPLE, CATEGORIES, TOP, DIM = 6, 13, 3, 512
 ROOT = Path(__file__).parents[2]
 console = Console(width=110)
@@ -40,10 +45,8 @@ def main() -> None:
         with NatsSink(server.url) as sink:
             rates(sink)
         messages, size = asyncio.run(held(server.url))
-        console.print(
-            f"in the stream {size / messages:,.0f} bytes an event; peak memory: this process {peak()} MB,"
-            f" nats-server {high_water(server.pid) // 1024} MB"
-        )
+        console.print(f"  in the stream {size / messages:,.0f} bytes an event, of which {messages:,} are there")
+        bridge(server)
 
 
 def conditions(program: Path) -> None:
@@ -75,6 +78,81 @@ def rates(sink: NatsSink) -> None:
     console.print(table)
 
 
+def bridge(server: NatsServer) -> None:
+    """A whole collector as its own process, from boxes that send as fast as their windows let them."""
+    table = Table("boxes", "events/s", "MB/s", "window of each", "peak memory of the collector, MB")
+    for boxes in BOXES:
+        words = [sys.executable, "-c", "from collector.cli import main; main()", "run", "--bind", "tcp://127.0.0.1:*"]
+        process = subprocess.Popen([*words, "--sink", server.url], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        address = process.stdout.readline().split()[2].rstrip(",")
+        with zmq.Context() as context:
+            senders = [Box(context, address, f"box-{boxes}-{number:04}", EVENTS // boxes) for number in range(boxes)]
+            window = min(sender.greeted() for sender in senders)
+            rate = EVENTS / delivered(senders)
+            table.add_row(
+                str(boxes), f"{rate:,.0f}", f"{rate * senders[0].size / 1e6:.0f}", f"{window} events",
+                f"{high_water(process.pid) // 1024}",
+            )  # fmt: skip
+            for sender in senders:
+                sender.socket.close(0)
+        process.terminate()
+        process.communicate()
+    console.print(table)
+
+
+class Box:
+    """Sends one event under number after number."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str, name: str, events: int) -> None:
+        one = event()
+        header, self._vectors = encode(Event(one.header.model_copy(update={"device": name}), one.embeddings, one.crops))
+        self._header = header.replace(b'"seq":1000000', b'"seq":%d')
+        self.size = len(header) + len(self._vectors)
+        self.events, self._sent, self.kept = events, 0, 0
+        self.socket = context.socket(zmq.DEALER)
+        self.socket.sndhwm = 0
+        self.socket.connect(address)
+        self.socket.send_multipart(protocol.encode(Hello(device=name, epoch=one.header.epoch, first=0, end=events)))
+
+    def greeted(self) -> int:
+        """What the collector lets it have on its way."""
+        self.hear()
+        return self._window
+
+    def say(self) -> None:
+        """As much as there is room for."""
+        while self._sent < min(self.kept + self._window, self.events):
+            header = self._header % self._sent
+            self.socket.send_multipart([b"DATA", self._sent.to_bytes(8, "big"), header, self._vectors], copy=False)
+            self._sent += 1
+
+    def hear(self) -> None:
+        """What the collector says."""
+        said = protocol.from_collector(self.socket.recv_multipart())
+        assert isinstance(said, Welcome | Ack), said
+        self.kept = said.next
+        self._window = min(said.window.events, max(said.window.bytes // self.size, 1))
+
+
+def delivered(senders: Sequence[Box]) -> float:
+    """Seconds until everything is acknowledged."""
+    poller, by_socket = zmq.Poller(), {sender.socket: sender for sender in senders}
+    for sender in senders:
+        poller.register(sender.socket, zmq.POLLIN)
+    began = time.perf_counter()
+    for sender in senders:
+        sender.say()
+    left = len(senders)
+    while left:
+        for socket, _ in poller.poll():
+            sender = by_socket[socket]
+            sender.hear()
+            sender.say()
+            left -= sender.kept == sender.events
+    return time.perf_counter() - began
+
+
 def event() -> Event:
     """As large as a real box's: the words of the real prompts."""
     categories = read_prompts(ROOT / "prompts/person.toml").category
@@ -99,13 +177,8 @@ async def held(url: str) -> tuple[int, int]:
     return state.messages, state.bytes
 
 
-def peak() -> int:
-    """MB that this process has had resident at most."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-
-
 def high_water(pid: int) -> int:
-    """The same of another process, kB."""
+    """The most memory that a process has had resident, kB."""
     status = Path(f"/proc/{pid}/status").read_text()
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
 

@@ -110,7 +110,7 @@ def plan_from_seed(seed: int, events: int) -> Plan:
         kind, after = faults.pop(), chance.uniform(0, 1)
         if kind in LASTING:
             return Fault(kind, after, seconds=chance.uniform(0.3, 2))
-        return Fault(kind, after, chunks=chance.choice((0, chance.randrange(60))))
+        return Fault(kind, after, chunks=chance.choice((0, chance.randrange(30))))
 
     first = [card()]
     least = len(first) + len(cards)  # a deck holds every point

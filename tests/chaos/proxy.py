@@ -24,7 +24,7 @@ _AT_ONCE = struct.pack("ii", 1, 0)  # SO_LINGER: close() sends RST
 
 @dataclass(frozen=True)
 class Fault:
-    """Something to go wrong, `after` seconds from now.
+    """Something to go wrong, `after` seconds from now. One that lasts goes on until it has met something.
 
     refuse: connections are reset and new ones refused, for `seconds`. blackhole: whatever passes within `seconds` is
     swallowed; a connection that lost bytes so, or was made meanwhile, never carries anything again, and nobody is told.
@@ -41,11 +41,12 @@ class Fault:
 
 @dataclass(eq=False)
 class _Pending:
-    """A fault that has begun. chunks: those still to pass. met: it has done something."""
+    """A fault that has begun. chunks: those still to pass. met: it has done something. over: its time is."""
 
     fault: Fault
     chunks: int
     met: bool = False
+    over: bool = False
 
 
 @dataclass(eq=False)
@@ -136,7 +137,9 @@ class Proxy:
             self._waiting.append(pending)
 
     def _stop(self, pending: _Pending) -> None:
-        self._lasting.remove(pending)
+        pending.over = True
+        if pending.met:
+            self._lasting.remove(pending)
         self._turn()
 
     def _turn(self) -> None:
@@ -226,6 +229,8 @@ class Proxy:
         for pending in (found := [each for each in self._lasting if each.fault.kind == kind]):
             self.hits[kind] += not pending.met
             pending.met = True
+            if pending.over:
+                self._lasting.remove(pending)
         return bool(found)
 
     def _due(self) -> Kind | None:

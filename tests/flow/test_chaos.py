@@ -43,12 +43,14 @@ def test_no_event_is_lost_or_doubled_whatever_dies(tmp_path: Path, capsys: pytes
     chance = 2 * secrets.randbelow(500_000) + 1
     plans = [plan_from_seed(SEED, EVENTS), plan_from_seed(chance, EVENTS // 2)]
     assert {plan.curve for plan in plans} == {False, True}
-    for plan, outcome in zip(plans, chaos(plans, tmp_path, capsys, collector_command), strict=True):
+    outcomes = chaos(plans, tmp_path, capsys, collector_command)
+    for plan, outcome in zip(plans, outcomes, strict=True):
         assert outcome.good, f"seed {plan.seed}: {outcome.details()}"
         assert outcome.count.produced + outcome.count.in_doubt == plan.events
         assert outcome.done.points.keys() == POINTS
         assert outcome.done.kills.keys() == {"box", "collector", "both"}
         assert "0 lost, 0 duplicate" in str(outcome)
+    assert {kind for outcome in outcomes for kind in outcome.done.faults} == set(KINDS)
 
 
 WRONG = """

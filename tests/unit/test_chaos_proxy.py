@@ -180,6 +180,16 @@ def test_blackhole(ends: Ends) -> None:
     assert ends.proxy.hits == {"blackhole": 1}
 
 
+def test_what_lasts_goes_on_until_it_has_met_something(ends: Ends) -> None:
+    near, far = ends.connect()
+    ends.proxy.begin(Fault("blackhole"))
+    assert silent(near)
+    near.sendall(b"lost")
+    assert silent(far)
+    assert works(*ends.connect()), "it is over"
+    assert ends.proxy.hits == {"blackhole": 1}
+
+
 def test_delay(ends: Ends) -> None:
     near, far = ends.connect()
     ends.proxy.begin(Fault("delay", seconds=3600))
