@@ -189,6 +189,12 @@ class Spool:
             return total
 
     @property
+    def synced(self) -> bool:
+        """Whether a power cut now would take nothing, by the policy `interval`."""
+        with self._lock:
+            return self._disk is not None and self._synced == (self._disk.epoch, self._disk.next)
+
+    @property
     def health(self) -> SpoolHealth:
         """How it is."""
         with self._lock:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import nats
 import numpy as np
+import psutil
 import zmq
 from rich.console import Console
 from rich.table import Table
@@ -29,7 +30,8 @@ from tests.fakes import unit_rows
 from tests.nats_server import NatsServer, executable
 
 BATCH, BATCHES = 256, 60  # events per `add`, and how often
-BOXES, EVENTS = (1, 20, 200, 1000), 20_000  # before one collector, and how many events they have together
+FLEETS = ((1, 6), (20, 6), (200, 6), (1000, 6), (200, 1))  # boxes before one collector, people in each of their events
+SECONDS = 5.0  # that each is measured
 PEOPLE, CATEGORIES, TOP, DIM = 6, 13, 3, 512
 ROOT = Path(__file__).parents[2]
 console = Console(width=110)
@@ -78,82 +80,7 @@ def rates(sink: NatsSink) -> None:
     console.print(table)
 
 
-def bridge(server: NatsServer) -> None:
-    """A whole collector as its own process, from boxes that send as fast as their windows let them."""
-    table = Table("boxes", "events/s", "MB/s", "window of each", "peak memory of the collector, MB")
-    for boxes in BOXES:
-        words = [sys.executable, "-c", "from collector.cli import main; main()", "run", "--bind", "tcp://127.0.0.1:*"]
-        process = subprocess.Popen([*words, "--sink", server.url], stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        address = process.stdout.readline().split()[2].rstrip(",")
-        with zmq.Context() as context:
-            senders = [Box(context, address, f"box-{boxes}-{number:04}", EVENTS // boxes) for number in range(boxes)]
-            window = min(sender.greeted() for sender in senders)
-            rate = EVENTS / delivered(senders)
-            table.add_row(
-                str(boxes), f"{rate:,.0f}", f"{rate * senders[0].size / 1e6:.0f}", f"{window} events",
-                f"{high_water(process.pid) // 1024}",
-            )  # fmt: skip
-            for sender in senders:
-                sender.socket.close(0)
-        process.terminate()
-        process.communicate()
-    console.print(table)
-
-
-class Box:
-    """Sends one event under number after number."""
-
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str, name: str, events: int) -> None:
-        one = event()
-        header, self._vectors = encode(Event(one.header.model_copy(update={"device": name}), one.embeddings, one.crops))
-        self._header = header.replace(b'"seq":1000000', b'"seq":%d')
-        self.size = len(header) + len(self._vectors)
-        self.events, self._sent, self.kept = events, 0, 0
-        self.socket = context.socket(zmq.DEALER)
-        self.socket.sndhwm = 0
-        self.socket.connect(address)
-        self.socket.send_multipart(protocol.encode(Hello(device=name, epoch=one.header.epoch, first=0, end=events)))
-
-    def greeted(self) -> int:
-        """What the collector lets it have on its way."""
-        self.hear()
-        return self._window
-
-    def say(self) -> None:
-        """As much as there is room for."""
-        while self._sent < min(self.kept + self._window, self.events):
-            header = self._header % self._sent
-            self.socket.send_multipart([b"DATA", self._sent.to_bytes(8, "big"), header, self._vectors], copy=False)
-            self._sent += 1
-
-    def hear(self) -> None:
-        """What the collector says."""
-        said = protocol.from_collector(self.socket.recv_multipart())
-        assert isinstance(said, Welcome | Ack), said
-        self.kept = said.next
-        self._window = min(said.window.events, max(said.window.bytes // self.size, 1))
-
-
-def delivered(senders: Sequence[Box]) -> float:
-    """Seconds until everything is acknowledged."""
-    poller, by_socket = zmq.Poller(), {sender.socket: sender for sender in senders}
-    for sender in senders:
-        poller.register(sender.socket, zmq.POLLIN)
-    began = time.perf_counter()
-    for sender in senders:
-        sender.say()
-    left = len(senders)
-    while left:
-        for socket, _ in poller.poll():
-            sender = by_socket[socket]
-            sender.hear()
-            sender.say()
-            left -= sender.kept == sender.events
-    return time.perf_counter() - began
-
-
-def event() -> Event:
+def event(people: int = PEOPLE) -> Event:
     """As large as a real box's: the words of the real prompts."""
     categories = read_prompts(ROOT / "prompts/person.toml").category
     answers = tuple(
@@ -164,9 +91,9 @@ def event() -> Event:
     person = Person(box=(211.0625, 97.4375, 260.1875, 219.625), score=0.8711, answers=answers)
     header = Header(
         device="box-0001", epoch=2**61, seq=1_000_000, camera="front door", frame=1_000_000, captured_at=1700000000.123,
-        frame_size=(1920, 1080), bundle="0" * 64, bank="1" * 64, embedding_dim=DIM, people=(person,) * PEOPLE,
+        frame_size=(1920, 1080), bundle="0" * 64, bank="1" * 64, embedding_dim=DIM, people=(person,) * people,
     )  # fmt: skip
-    return Event(header, unit_rows(PEOPLE, DIM).astype(np.float16), (None,) * PEOPLE)
+    return Event(header, unit_rows(people, DIM).astype(np.float16), (None,) * people)
 
 
 async def held(url: str) -> tuple[int, int]:
@@ -175,6 +102,74 @@ async def held(url: str) -> tuple[int, int]:
     state = (await client.jetstream().stream_info(STREAM)).state
     await client.close()
     return state.messages, state.bytes
+
+
+def bridge(server: NatsServer) -> None:
+    """A whole collector as its own process, from boxes that send as fast as their windows let them."""
+    table = Table("boxes", "people", "events/s", "MB/s", "CPU, ms per event", "window", "peak memory, MB")
+    for boxes, people in FLEETS:
+        words = [sys.executable, "-c", "from collector.cli import main; main()", "run", "--bind", "tcp://127.0.0.1:*"]
+        process = subprocess.Popen([*words, "--sink", server.url], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        assert first, "the collector ended"
+        address = first.split()[2].rstrip(",")
+        with zmq.Context() as context:
+            senders = [Box(context, address, f"box-{boxes}-{people}-{number:04}", people) for number in range(boxes)]
+            rate, cpu = delivered(senders, psutil.Process(process.pid))
+            row = (f"{rate:,.0f}", f"{rate * senders[0].size / 1e6:.1f}", f"{1000 * cpu:.2f}")
+            table.add_row(str(boxes), str(people), *row, str(senders[0].window), str(high_water(process.pid) // 1024))
+            for sender in senders:
+                sender.socket.close(0)
+        process.kill()
+        process.communicate()
+    console.print(table)
+
+
+class Box:
+    """Sends one event under number after number."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str, name: str, people: int) -> None:
+        one = event(people)
+        header, self._vectors = encode(Event(one.header.model_copy(update={"device": name}), one.embeddings, one.crops))
+        self._header = header.replace(b'"seq":1000000', b'"seq":%d')
+        self.size = len(header) + len(self._vectors)
+        self.sent = self.kept = self.window = 0
+        self.socket = context.socket(zmq.DEALER)
+        self.socket.sndhwm = 0
+        self.socket.connect(address)
+        self.socket.send_multipart(protocol.encode(Hello(device=name, epoch=one.header.epoch, first=0, end=0)))
+
+    def say(self) -> None:
+        """As much as there is room for."""
+        while self.sent < self.kept + self.window:
+            header = self._header % self.sent
+            self.socket.send_multipart([b"DATA", self.sent.to_bytes(8, "big"), header, self._vectors], copy=False)
+            self.sent += 1
+
+    def hear(self) -> None:
+        """What the collector says."""
+        said = protocol.from_collector(self.socket.recv_multipart())
+        assert isinstance(said, Welcome | Ack), said
+        self.kept = said.next
+        self.window = min(said.window.events, max(said.window.bytes // self.size, 1))
+
+
+def delivered(senders: Sequence[Box], collector: psutil.Process) -> tuple[float, float]:
+    """Events acknowledged per second once every box is in, and what each costs the collector, s of CPU."""
+    poller, by_socket = zmq.Poller(), {sender.socket: sender for sender in senders}
+    for sender in senders:
+        sender.hear()
+        poller.register(sender.socket, zmq.POLLIN)
+    cpu, end = sum(collector.cpu_times()[:2]), time.perf_counter() + SECONDS
+    for sender in senders:
+        sender.say()
+    while time.perf_counter() < end:
+        for socket, _ in poller.poll(100):
+            by_socket[socket].hear()
+            by_socket[socket].say()
+    kept = sum(sender.kept for sender in senders)
+    return kept / SECONDS, (sum(collector.cpu_times()[:2]) - cpu) / kept
 
 
 def high_water(pid: int) -> int:

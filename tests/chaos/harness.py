@@ -10,12 +10,12 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from collector.keyring import allow, new_keyring
 from collector.store import Store
@@ -37,7 +37,6 @@ AFTER = ((0.0, 0.3), (0.3, 2.0), (0.3, 2.0))  # s until a kill: at a start, or w
 ROUNDS_OF = 0.8  # of the events; the others are for nudges and for the end
 EVENTS_A_ROUND = 400  # about
 TAIL = 3000  # characters of each log that a ChaosError tells
-DECK: tuple[Kind, ...] = ("refuse", "delay", "reset", "cut") * 3 + ("blackhole", "half-open")  # these two take longest
 
 _COLLECTOR = (sys.executable, "-c", "from collector.cli import main; main()")
 _PRODUCER = (sys.executable, "-m", "tests.chaos.producer")
@@ -48,6 +47,30 @@ Say = Callable[[str], None]
 
 class ChaosError(Exception):
     """A run that could not be done as planned: something died, or did not, or took too long."""
+
+
+class Card(NamedTuple):
+    """Who dies in a round, and where."""
+
+    victims: tuple[Victim, ...]
+    gently: bool = False
+    point: str = ""
+
+
+def owner(point: str) -> Victim:
+    """Whose fail point it is."""
+    return "box" if point.startswith("box.") else "collector"
+
+
+# decks to deal from: what happens in a round, how many faults, which
+CARDS = (
+    *(Card((owner(point),), point=point) for point in sorted(POINTS)),
+    *(Card(("box",)), Card(("collector",)), Card(("box", "collector"))) * 2,
+    *(Card(("box",), gently=True), Card(("collector",), gently=True), Card(()), Card(())),
+)
+COUNTS = (0, 1, 1, 2)
+FAULTS: tuple[Kind, ...] = ("refuse", "delay", "reset", "cut") * 4 + ("blackhole", "half-open")  # these take long
+BOTH = 0.2  # of the kills before a fail point, the other one too
 
 
 @dataclass(frozen=True)
@@ -91,56 +114,41 @@ class Plan:
 def plan_from_seed(seed: int, events: int) -> Plan:
     """The same for the same arguments. Every fail point, every kind of fault and every kind of kill is in it."""
     chance = random.Random(seed)
-    cards: list[tuple[tuple[Victim, ...], bool, str]] = []  # victims, gently, point
-    faults: list[Kind] = []
-
-    def card() -> tuple[tuple[Victim, ...], bool, str]:
-        if not cards:
-            for point in sorted(POINTS):
-                cards.append((("box", "collector") if chance.random() < 0.2 else (owner(point),), False, point))
-            cards.extend([(("box",), False, ""), (("collector",), False, ""), (("box", "collector"), False, "")] * 2)
-            cards.extend([(("box",), True, ""), (("collector",), True, ""), ((), False, ""), ((), False, "")])
-            chance.shuffle(cards)
-        return cards.pop()
+    kinds, counts, cards = _dealt(chance, FAULTS), _dealt(chance, COUNTS), _dealt(chance, CARDS)
+    number = max(len(CARDS), events // EVENTS_A_ROUND)
+    each = int(ROUNDS_OF * events) // number
 
     def fault() -> Fault:
-        if not faults:
-            faults.extend(DECK)
-            chance.shuffle(faults)
-        kind, after = faults.pop(), chance.uniform(0, 1)
+        kind, after = next(kinds), chance.uniform(0, 1)
         if kind in LASTING:
             return Fault(kind, after, seconds=chance.uniform(0.3, 2))
         return Fault(kind, after, chunks=chance.choice((0, chance.randrange(30))))
 
-    first = [card()]
-    least = len(first) + len(cards)  # a deck holds every point
-    rounds = max(least, events // EVENTS_A_ROUND)
-    each = int(ROUNDS_OF * events) // rounds
-    dealt = itertools.chain(first, iter(card, None))
-    return Plan(
-        seed,
-        events,
-        curve=seed % 2 == 1,
-        fsync=chance.choice(FSYNC),
-        rounds=tuple(
-            Round(
-                events=each,
-                rate=chance.choice((0.0, chance.uniform(100, 1000))),
-                faults=tuple(fault() for _ in range(chance.choice((0, 1, 1, 2)))),
-                after=chance.uniform(*chance.choice(AFTER)),
-                victims=victims,
-                gently=gently,
-                point=point,
-                times=chance.randint(1, _most_times(point, each)),
-            )
-            for victims, gently, point in itertools.islice(dealt, rounds)
-        ),
-    )
+    def drawn(card: Card) -> Round:
+        both = card.point and chance.random() < BOTH
+        return Round(
+            events=each,
+            rate=chance.choice((0.0, chance.uniform(100, 1000))),
+            faults=tuple(fault() for _ in range(next(counts))),
+            after=chance.uniform(*chance.choice(AFTER)),
+            victims=("box", "collector") if both else card.victims,
+            gently=card.gently,
+            point=card.point,
+            times=chance.randint(1, _most_times(card.point, each)),
+        )
+
+    fsync = chance.choice(FSYNC)
+    rounds = tuple(drawn(card) for card in itertools.islice(cards, number))
+    return Plan(seed, events, curve=seed % 2 == 1, fsync=fsync, rounds=rounds)
 
 
-def owner(point: str) -> Victim:
-    """Whose fail point it is."""
-    return "box" if point.startswith("box.") else "collector"
+_T = TypeVar("_T")
+
+
+def _dealt(chance: random.Random, deck: Sequence[_T]) -> Iterator[_T]:
+    """Shuffled decks, one after the other."""
+    while True:
+        yield from chance.sample(deck, len(deck))
 
 
 def _most_times(point: str, events: int) -> int:
@@ -275,12 +283,12 @@ class Process:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to. text: the one line to print."""
+    """What a run came to; as text, the one line to print."""
 
     plan: Plan
     done: Done
     count: Count
-    gaps: str  # what `collector gaps` printed
+    gaps: str  # what `collector gaps --json` printed: nothing, where there is none
     seconds: float
 
     @property
@@ -362,13 +370,8 @@ class Run:
             self._collector = stack.enter_context(
                 Process("collector", self._command(listen, store, keys), self._folder)
             )
-            send: list[str | Path] = [
-                "--address",
-                f"tcp://127.0.0.1:{proxy.port}",
-                "--spool",
-                self._folder / "spool.db",
-            ]
-            send += ["--fsync", self._plan.fsync, "--record", record, *secure]
+            send: list[str | Path] = ["--address", f"tcp://127.0.0.1:{proxy.port}"]
+            send += ["--spool", self._folder / "spool.db", "--fsync", self._plan.fsync, "--record", record, *secure]
             self._box = stack.enter_context(Process("box", [*_PRODUCER, *send], self._folder))
             for process in (self._collector, self._box):
                 process.start()

@@ -16,7 +16,7 @@ from tests.chaos.harness import Command, Count, Outcome, Plan, Round, Run, colle
 from tests.chaos.producer import CROP_BYTES, DIM, PEOPLE, Record, event_of, read_record
 from tests.chaos.proxy import KINDS
 
-SEED, EVENTS = 4, 10_000
+SEED, EVENTS = 12, 10_000
 LIMIT = 175.0  # s, of all runs together
 
 

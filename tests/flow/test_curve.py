@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import re
 import socket as tcp
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from threading import Thread
 
 import psutil
 import pytest
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from collector.keyring import Keyring, Zap, allow, deny, new_keyring, secure_server
+from collector.keyring import KEY, Keyring, Zap, allow, deny, new_keyring, secure_server
+from collector.server import Server
+from collector.store import Store
+from edge.config import PublishConfig, SpoolConfig
 from edge.keys import KeyPair, new_key, read_key, secure_client
+from edge.publish import Publisher
+from edge.spool import Spool
+from tests.boxes import Box, event
+from tests.flow.test_collector import Running, eventually
 
 DEADLINE = 20.0  # s
 MAX = 1 << 20  # bytes; of one frame
@@ -140,6 +151,11 @@ def box(stack: ExitStack) -> Callable[..., End]:
         return end
 
     return made
+
+
+def own_key(folder: Path) -> KeyPair:
+    """The collector's."""
+    return read_key(folder / KEY)
 
 
 def another_key(tmp_path: Path) -> KeyPair:
@@ -321,3 +337,162 @@ def test_half_a_handshake_holds_nobody_up(
     box(collector.address, door, collector.keyring.public)
     collector.serve(lambda: collector.heard, "a message")
     assert collector.heard == [(door.public, [b"hello", b"second frame"])]
+
+
+# --- real processes: a collector with --keys, and the box's own publisher ---------------------------------------------
+
+
+@pytest.fixture
+def running(tmp_path: Path, folder: Path) -> Iterator[Running]:
+    """A collector that wants keys."""
+    store = tmp_path / "store.db"
+    with Running(store, "--store", store, "--keys", folder) as running:
+        yield running
+
+
+@contextmanager
+def publishing(
+    folder: Path, address: str, key: KeyPair | None, collector_key: str = "", device: str = "door"
+) -> Iterator[tuple[Publisher, Spool]]:
+    """A box's spool and publisher, with one event more than before. They do not wait at the end."""
+    secure = None if key is None else partial(secure_client, key=key, collector_key=collector_key)
+    with (
+        Spool(SpoolConfig(path=folder / f"{device}.spool")) as spool,
+        Publisher(PublishConfig(address=address, linger_ms=0), device, spool, secure) as publisher,
+    ):
+        see(publisher, device)
+        yield publisher, spool
+
+
+def see(publisher: Publisher, device: str = "door") -> None:
+    publisher.send(lambda stamp: event(stamp.seq, device=device, epoch=stamp.epoch))
+
+
+@dataclass(frozen=True)
+class Turned:
+    """A box that is not let in: why, and what either end says of it and counts. handshake: as one that failed."""
+
+    away: str
+    box_says: tuple[str, ...]
+    collector_says: str
+    collector_counts: str
+    handshake: bool = True
+
+
+ONE_SIDED = ("the handshake failed: keys that do not match", "the handshake failed: it is encrypted on one side only")
+TURNED = [
+    Turned(
+        "a key that is not allowed",
+        ("the collector does not know this box's key",),
+        r"refused 127\.0\.0\.1: the key \S{8}… is not allowed \(1 so far\)",
+        r"0 refused, \d+ handshakes refused",
+    ),
+    Turned(
+        "another collector pinned",
+        ONE_SIDED[:1],
+        "a connection was not let in: it is encrypted on one side only, or with keys that do not match",
+        r"0 refused, \d+ handshakes refused",
+    ),
+    Turned("no encryption", ONE_SIDED, "a connection was not let in: ", r"0 refused, \d+ handshakes refused"),
+    Turned(
+        "another's name",
+        ("it does not let this box in: this key may not write as 'gate'",),
+        r"refused bytes from 127\.0\.0\.1: this key may not write as 'gate'",
+        r"1 refused",
+        handshake=False,
+    ),
+]
+
+
+@pytest.mark.parametrize("turned", TURNED, ids=[turned.away for turned in TURNED])
+def test_a_box_that_is_turned_away_keeps_its_event_and_both_ends_say_and_count_it(
+    turned: Turned, running: Running, folder: Path, door: KeyPair, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other, device, (key, pinned) = another_key(tmp_path), "door", (door, own_key(folder).public)
+    if turned.away == "a key that is not allowed":
+        key = other
+    elif turned.away == "another collector pinned":
+        pinned = other.public
+    elif turned.away == "another's name":
+        device = "gate"
+    plain = turned.away == "no encryption"
+    with publishing(tmp_path, running.address, None if plain else key, pinned, device) as (publisher, spool):
+        eventually(lambda: publisher.delivery.failures, "the first failure")
+        if turned.handshake:
+            eventually(lambda: publisher.delivery.handshakes_refused > 1, "a second try")
+        assert spool.waiting() == 1
+        assert (publisher.delivery.delivered, publisher.delivery.connections) == (0, 0)
+        assert bool(publisher.delivery.handshakes_refused) is turned.handshake
+    assert any(said in caplog.text for said in turned.box_says), caplog.text
+    assert running.stored() == 0
+    code, last, err = running.end()
+    assert code == 0
+    assert re.search(rf"stored 0 events, .* {turned.collector_counts} in ", last), last
+    assert re.search(turned.collector_says, err), err
+    for secret in (other.secret, door.secret, own_key(folder).secret):
+        assert secret not in caplog.text + err
+
+
+def test_a_box_whose_key_is_taken_while_it_sends_keeps_the_rest_until_it_may_again(
+    running: Running, folder: Path, door: KeyPair, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    public = own_key(folder).public
+    with publishing(tmp_path, running.address, door, public) as (publisher, spool):
+        eventually(lambda: publisher.delivery.delivered == 1, "the first event")
+        deny(folder, "door")
+        see(publisher)
+        eventually(lambda: publisher.delivery.failures, "the end of the connection")
+        assert "it does not let this box in: this key is not allowed here" in caplog.text
+        assert (publisher.delivery.delivered, spool.waiting()) == (1, 1)
+    assert running.stored() == 1
+    with publishing(tmp_path, running.address, door, public) as (publisher, spool):
+        eventually(lambda: publisher.delivery.handshakes_refused, "a refused handshake")
+        assert "the collector does not know this box's key" in caplog.text
+        assert spool.waiting() == 2
+        allow(folder, "door", door.public)
+        eventually(lambda: not spool.waiting(), "both events, without a restart of either end")
+    assert running.stored() == 3
+    _, last, err = running.end()
+    assert re.search(r"stored 3 events, 0 people, 0 duplicates, 1 refused, \d+ handshakes refused in ", last), last
+    assert "refused bytes from 127.0.0.1: this key is not allowed here" in err
+    assert f"the key {door.public[:8]}… is not allowed" in err
+
+
+def test_a_box_that_encrypts_says_nothing_to_a_collector_that_does_not(
+    tmp_path: Path, door: KeyPair, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Running(tmp_path / "store.db") as plain:
+        with publishing(tmp_path, plain.address, door, another_key(tmp_path).public) as (publisher, spool):
+            eventually(lambda: publisher.delivery.handshakes_refused > 1, "a second try")
+            assert spool.waiting() == 1
+        code, last, err = plain.end()
+    assert any(said in caplog.text for said in ONE_SIDED)
+    assert re.search(r"stored 0 events, .* 0 refused, \d+ handshakes refused in ", last), last
+    assert "a connection was not let in: " in err
+    assert code == 0
+
+
+def test_handshakes_that_nobody_looks_at_do_not_stop_the_others(tmp_path: Path, folder: Path, door: KeyPair) -> None:
+    """libzmq's thread waits where a monitor is full, and with it every connection: here a busy server does not look."""
+    plain = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"NULL".ljust(20, b"\0") + bytes(32)  # a greeting of ZMTP 3.1
+    with Keyring(folder) as keyring, Server("tcp://127.0.0.1:*", keyring) as server:
+        host, port = server.address.removeprefix("tcp://").split(":")
+        for _ in range(3000):
+            with tcp.create_connection((host, int(port)), timeout=5) as raw:
+                raw.sendall(plain)
+                while raw.recv(100):
+                    pass
+
+        def serve() -> None:
+            with Store(tmp_path / "store.db", create=True) as store:
+                server.run(store)
+
+        thread = Thread(target=serve)
+        thread.start()
+        try:
+            with Box(server.address, door, keyring.public) as one:
+                one.greet(device="door")
+        finally:
+            server.stop()
+            thread.join(DEADLINE)
+        assert server.stats.handshakes_refused == 3000

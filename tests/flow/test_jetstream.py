@@ -633,6 +633,22 @@ def test_a_store_fed_from_the_stream_has_everything_once(server: NatsServer, tmp
         assert [one.refused for one in store.stats()] == [2, 0]
 
 
+def test_the_documented_configuration_gives_the_rights_that_are_needed(tmp_path: Path) -> None:
+    (block,) = re.findall(
+        r"```text\n# /etc/nats-server\.conf\n(.*?)```", (ROOT / "docs/fleet.md").read_text(), re.DOTALL
+    )
+    settings = [line for line in block.splitlines() if not line.startswith(("listen:", "http:", "jetstream:"))]
+    assert len(settings) == len(block.splitlines()) - 3  # those have places of their own here
+    with NatsServer(tmp_path / "nats", *settings) as server:
+        bridge, consumer = (server.url.replace("//", f"//{name}:%E2%80%A6@") for name in ("bridge", "consumer"))
+        with NatsSink(bridge) as sink:
+            assert sink.add(items(3), 1.0) == [NEW] * 3
+            server.restart()
+            assert sink.add([*items(3), item(3, jpeg=2 << 20)], 1.0) == [DUPLICATE] * 3 + [NEW]
+        with Consumer(consumer.replace("%E2%80%A6", "…"), tmp_path / "fleet.db"):
+            eventually(partial(holds, tmp_path / "fleet.db", 4), "the events")
+
+
 def holds(path: Path, events: int) -> bool:
     """Whether a store that another process fills has as many."""
     with closing(sqlite3.connect(path)) as database:

@@ -7,6 +7,7 @@ import sqlite3
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -17,7 +18,11 @@ import pytest
 import zmq
 
 from edge import events, protocol
+from edge.config import PublishConfig, SpoolConfig
 from edge.protocol import Ack, Data, Denied, FromBox, FromCollector, Gone, Hello, Ping, Pong, Refused, Reset, Welcome
+from edge.publish import Publisher
+from edge.spool import Spool
+from tests.conftest import Deadline
 
 EXAMPLE = Path(__file__).parents[2] / "docs/collector_example.py"
 DEADLINE = 30.0  # seconds
@@ -278,3 +283,38 @@ def test_data_before_hello_is_answered_by_reset(box: Box, example: Example) -> N
     box.say(event(7, 0))
     assert isinstance(box.hear(), Reset)
     assert example.rows("SELECT * FROM events") == []
+
+
+def test_a_real_box_delivers_to_it_through_kills(tmp_path: Path, path: Path, deadline: Deadline) -> None:
+    total = 300
+    with zmq.Context() as context, context.socket(zmq.REP) as probe:
+        address = f"tcp://127.0.0.1:{probe.bind_to_random_port('tcp://127.0.0.1')}"  # free, once it is closed
+    spool_of = SpoolConfig(path=tmp_path / "spool.db")
+    named: list[tuple[int, int]] = []
+
+    def build(stamp: events.Stamp) -> events.Event:
+        named.append((stamp.epoch, stamp.seq))
+        return events.decode(event(stamp.epoch, stamp.seq, people=stamp.seq % 3).frames)
+
+    with deadline("delivering", 2 * DEADLINE):
+        with Spool(spool_of) as spool:  # a first run, with nobody to talk to
+            for _ in range(50):
+                spool.append(build)
+        config = PublishConfig(address=address, linger_ms=int(1000 * DEADLINE))
+        with Spool(spool_of) as spool, Publisher(config, "box", spool) as publisher:
+            for killed_at in (80, 160, 240):
+                with Example(path, address) as example:
+                    while spool.waiting() > 5 or len(named) < killed_at:
+                        if len(named) < killed_at:
+                            publisher.send(build)
+                        time.sleep(0.001)
+                    example.kill()
+                publisher.send(build)
+            with Example(path, address) as example:
+                while len(named) < total:
+                    publisher.send(build)
+                publisher.close()  # waits until all of it is acknowledged
+                assert not spool.waiting()
+                stored = example.rows("SELECT epoch, seq FROM events ORDER BY rowid")
+                assert example.rows("SELECT * FROM gone UNION SELECT * FROM refused") == []
+    assert stored == named
