@@ -166,20 +166,20 @@ def backup(path: Path, to: Path) -> None:
 @_STORE
 @click.option("--out", type=click.Path(path_type=Path), help="JSON lines: one per event, and one for what is missing.")
 @click.option("--to", "address", help="ZeroMQ address of another collector; what it has already is not sent again.")
-@click.option("--keys", "folder", type=click.Path(path_type=Path), help="Folder of the key that the other allows as *.")
+@click.option("--key", type=click.Path(path_type=Path), help="File of a secret key that the other allows as *.")
 @click.option("--collector-key", metavar="KEY", help="The other collector's public key.")
 @click.option("--insecure", is_flag=True, help="Send to another machine without encryption.")
 def replay(
-    path: Path, out: Path | None, address: str | None, folder: Path | None, collector_key: str | None, insecure: bool
+    path: Path, out: Path | None, address: str | None, key: Path | None, collector_key: str | None, insecure: bool
 ) -> None:
     """Send everything in a store to another collector, or write it in the order of its numbers."""
     if (out is None) == (address is None):
         raise click.UsageError("one of --out and --to is needed")
-    if address is None and (folder or collector_key or insecure):
-        raise click.UsageError("--keys, --collector-key and --insecure are for --to")
+    if address is None and (key or collector_key or insecure):
+        raise click.UsageError("--key, --collector-key and --insecure are for --to")
     with Store(path) as store, showing(store) as say:
         if address is not None:
-            sent = send(store, address, _secure(address, folder, collector_key, insecure), say)
+            sent = send(store, address, _secure(address, key, collector_key, insecure), say)
         else:
             _check_not_the_store(path, out)
             with click.open_file(str(out), "w", encoding="utf-8") as file:
@@ -191,17 +191,17 @@ def replay(
         )
 
 
-def _secure(address: str, folder: Path | None, collector_key: str | None, insecure: bool) -> Secure | None:
+def _secure(address: str, key: Path | None, collector_key: str | None, insecure: bool) -> Secure | None:
     """What sets the keys of a socket to another collector."""
-    if (folder is None) != (collector_key is None):
-        raise click.UsageError("--keys and --collector-key go together")
-    if folder is not None and collector_key is not None:
-        key = read_key(folder / keyring.KEY)
-        return partial(secure_client, key=key, collector_key=checked_key(collector_key, "--collector-key"))
+    if (key is None) != (collector_key is None):
+        raise click.UsageError("--key and --collector-key go together")
+    if key is not None and collector_key is not None:
+        checked = checked_key(collector_key, "--collector-key")
+        return partial(secure_client, key=read_key(key), collector_key=checked)
     if needs_encryption(address) and not insecure:
         raise ConfigError(
             f"--to {address} is another machine, and there are no keys",
-            remedy="give --keys and --collector-key, or, in a network you trust, --insecure",
+            remedy="give --key and --collector-key, or, in a network you trust, --insecure",
         )
     return None
 

@@ -140,7 +140,6 @@ class _Connection:
         self._known: list[bool] = []  # by place: whether JetStream had it already
         self._sent = 0
         self._settled = asyncio.Event()  # all are acknowledged, or it has failed
-        self.lost = False
 
     async def open(self) -> None:
         """Connect, and make sure of the stream."""
@@ -238,7 +237,6 @@ class _Connection:
         self._trouble = error
 
     async def _on_closed(self) -> None:
-        self.lost = True
         self._settled.set()
 
     def _fail(self, error: Exception) -> None:
@@ -356,8 +354,6 @@ class NatsSink:
         return [_outcome(message, before) for message, before in zip(messages, known, strict=True)]
 
     async def _connected(self) -> _Connection:
-        if self._connection is not None and self._connection.lost:
-            await self._disconnect()
         if self._connection is None:
             fresh = _Connection(self.address, self._patience)
             try:

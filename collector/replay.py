@@ -17,12 +17,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from collector.stats import harmless
 from collector.store import Store
 from edge.errors import ConfigError, WireError
-from edge.link import PATIENCE, Delivery, Stream, last_of
+from edge.link import Stream, last_of
 from edge.protocol import Data, Gone
 from edge.publish import Secure, Sender
 
 CHUNK = 16  # entries read at once: with crops they may be large
-GIVE_UP = 10.0  # s in which nothing arrives, without a connection; with one it is edge.link's PATIENCE
+GIVE_UP = 60.0  # s in which nothing is acknowledged
 
 Say = Callable[[str, int], None]  # whose numbers are on their way, and how many more of them are done
 
@@ -87,10 +87,10 @@ class StoreSource:
                 self._at += 1
 
 
-def send(store: Store, address: str, secure: Secure | None, say: Say) -> Sent:
+def send(store: Store, address: str, secure: Secure | None, say: Say, give_up: float = GIVE_UP) -> Sent:
     """Deliver everything in `store` to the collector at `address`; return when it is kept there.
 
-    Raises WireError where nothing arrives for too long, ConfigError for an address that cannot be.
+    Raises WireError where nothing is acknowledged for `give_up` seconds, ConfigError for an address that cannot be.
     """
     sent = Sent()
     for device, streams in _devices(store):
@@ -98,22 +98,28 @@ def send(store: Store, address: str, secure: Secure | None, say: Say) -> Sent:
         sent.numbers += sum(stream.end for stream in streams)
         try:
             with Sender(address, device, source, secure) as sender:
-                sender.run(_Watch(source, sender.link.delivery, device, address, say))
+                sender.run(_Watch(source, device, say, give_up))
                 delivery = sender.link.delivery
-        except ConfigError as error:  # which speaks of a box's configuration
+        except (ConfigError, UnicodeError) as error:  # which speaks of a box's configuration
             wanted = "tcp://host:port, or ipc:// and the path of a socket file"
             raise ConfigError(f"cannot send to '{address}'", expected=wanted, got=error.__cause__) from error
         sent.events += delivery.delivered
         sent.gone += delivery.gone
         sent.refused += delivery.refused
+        if not source.over:
+            raise WireError(
+                f"{address}: nothing was acknowledged for {give_up:.0f} s,"
+                f" after {sent.events} events and {sent.gone} missing numbers",
+                remedy="mend what was said before and run it again: it goes on from where it stands",
+            )
     return sent
 
 
 class _Watch:
-    """Tells whether a replay is over, and that it goes on."""
+    """Tells whether a replay is over, or has to be given up, and that it goes on."""
 
-    def __init__(self, source: StoreSource, delivery: Delivery, device: str, address: str, say: Say) -> None:
-        self._source, self._delivery, self._device, self._address, self._say = source, delivery, device, address, say
+    def __init__(self, source: StoreSource, device: str, say: Say, give_up: float) -> None:
+        self._source, self._device, self._say, self._give_up = source, device, say, give_up
         self._done, self._moved_at = 0, monotonic()
 
     def __call__(self) -> bool:
@@ -121,13 +127,7 @@ class _Watch:
         if moved := self._source.done - self._done:
             self._say(self._device, moved)
             self._done, self._moved_at = self._source.done, now
-        limit = PATIENCE if self._delivery.connected else GIVE_UP
-        if now - self._moved_at > limit and not self._source.over:
-            raise WireError(
-                f"{self._address}: nothing arrived there for {limit:.0f} s",
-                remedy="mend what was said before and run it again: it goes on from where it stands",
-            )
-        return self._source.over
+        return self._source.over or now - self._moved_at >= self._give_up
 
 
 def write_lines(store: Store, file: IO[str], say: Say) -> None:

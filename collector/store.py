@@ -22,6 +22,7 @@ from collector.schema import prepare
 from collector.sinks import Item, Kept, Outcome, Poison
 from edge.errors import ConfigError, StoreError
 from edge.events import Answer, Event, Header, Person, encode
+from edge.failpoints import failpoint
 from edge.protocol import Data, Gone
 
 BUSY_SECONDS = 60.0  # how long another program may hold a write open (a backup, a person at `sqlite3`)
@@ -137,6 +138,7 @@ class Store:
             if any(outcome.kept is Kept.REFUSED for outcome in outcomes):
                 oldest = "(SELECT max(id) FROM quarantine) - ?"
                 self._db.execute(f"DELETE FROM quarantine WHERE id <= {oldest}", (QUARANTINE,))
+            failpoint("collector.before-commit")
         return outcomes
 
     def _keep(self, item: Item, stream: Stream, received_at: float) -> Outcome:

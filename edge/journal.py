@@ -187,7 +187,7 @@ class Journal:
             found = self._db.execute("SELECT base FROM epochs WHERE epoch = ?", (epoch,)).fetchone()
             if found is None:
                 return
-            _, limit = self._run(epoch)
+            limit = self._base + self.next if epoch == self.epoch else self._run(epoch)[1]
             self._floor = max(self._floor, min(found[0] + end, limit))
             with self._transaction():
                 self._db.execute("DELETE FROM entries WHERE id < ?", (self._floor,))
@@ -299,34 +299,33 @@ def checkpoint(path: Path) -> None:
             connection.close()
 
 
-def readable(path: Path) -> Iterator[tuple[int, Data | Gone, float]]:
-    """(epoch, entry, queued) of every entry of a damaged file that is as it was written, in order."""
-    try:
-        database = sqlite3.connect(path, isolation_level=None)
-    except sqlite3.Error:
-        return
+def readable(path: Path) -> Iterator[tuple[int, int, Data | Gone, float]]:
+    """(id, epoch, entry, queued) of every entry of a damaged file that is as it was written, in order."""
+    database = sqlite3.connect(path, isolation_level=None)
+    query = f"SELECT id, {_COLUMNS} FROM entries WHERE id >= ? ORDER BY id LIMIT 1"
     failures = 0
     try:
-        key = next((low for (low,) in database.execute("SELECT min(id) FROM entries")), None) or 0
-    except sqlite3.Error:
-        key = 1  # where ids begin
-    query = f"SELECT id, {_COLUMNS} FROM entries WHERE id >= ? ORDER BY id LIMIT 1"
-    try:
+        try:
+            key = database.execute("SELECT min(id) FROM entries").fetchone()[0] or 0
+        except sqlite3.Error:
+            key = 1  # where ids begin
         while failures < SKIP:
             try:
                 found = database.execute(query, (key,)).fetchone()
                 if found is None:
                     return
-                key = found[0] + 1
+                key = found[0]
                 epoch, first, last, queued, _, reason, body = _checked(found[1:])
-                entry = (
-                    Gone(first=first, last=last, reason=reason or "") if body is None else Data(last, _inflated(body))
-                )
             except (sqlite3.Error, DamagedError):
                 key, failures = key + 1, failures + 1
                 continue
-            failures = 0
-            yield epoch, entry, queued
+            yield (
+                key,
+                epoch,
+                Gone(first=first, last=last, reason=reason or "") if body is None else Data(last, _inflated(body)),
+                queued,
+            )
+            key, failures = key + 1, 0
     finally:
         database.close()
 

@@ -6,10 +6,11 @@ import fcntl
 import glob
 import logging
 import os
+import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,13 @@ from edge.errors import ConfigError
 from edge.events import Event, Stamp, encode
 from edge.failpoints import failpoint
 from edge.journal import DamagedError, DiskRefusedError, Journal, checkpoint, readable, sync
-from edge.link import Stream, last_of
+from edge.link import Stream
 from edge.protocol import Data, Gone
 
 MEMORY_BYTES = 32 << 20  # what is kept while the disk refuses
 WAL_BYTES = 4 << 20  # of write-ahead log, after which it is moved into the file
 TICK = 1.0  # s between two looks of the thread behind, unless fsync_ms is shorter
+DAMAGED = "damaged on disk"  # why an event is gone
 MAX_NOTICES = 20  # per event, and waiting for one
 
 log = logging.getLogger(__name__)
@@ -321,16 +323,12 @@ class Spool:
         try:
             with Journal(part) as journal:
                 chunk: list[tuple[int, Data | Gone, float]] = []
-                after: dict[int, int] = {}  # epoch -> the number that should come next
-                for epoch, entry, queued in readable(aside):
-                    first = entry.first if isinstance(entry, Gone) else entry.seq
-                    if epoch in after and first > after[epoch]:
-                        hole = Gone(first=after[epoch], last=first - 1, reason="damaged on disk")
-                        chunk.append((epoch, hole, queued))
-                        lost += hole.count
-                    after[epoch] = last_of(entry) + 1
+                for epoch, entry, queued in _with_holes(readable(aside)):
                     chunk.append((epoch, entry, queued))
-                    found += 1
+                    if isinstance(entry, Gone) and entry.reason == DAMAGED:
+                        lost += entry.count
+                    else:
+                        found += 1
                     if len(chunk) > 500:
                         journal.copy(chunk)
                         chunk = []
@@ -338,7 +336,7 @@ class Spool:
             _rename(part, rescued)
             _rename(aside, _kept(aside))
             opened = Journal(rescued)
-        except (OSError, DiskRefusedError, DamagedError) as error:
+        except (OSError, sqlite3.Error, DiskRefusedError, DamagedError) as error:
             log.warning("spool %s: %s; tried again later", aside, error)
             return
         with self._lock:
@@ -422,6 +420,27 @@ class _Mended:
         if isinstance(error, DamagedError):
             self._spool.lost_faith(self._journal, str(error))
         return isinstance(error, (DamagedError, DiskRefusedError))
+
+
+def _with_holes(entries: Iterator[tuple[int, int, Data | Gone, float]]) -> Iterator[tuple[int, Data | Gone, float]]:
+    """(epoch, entry, queued) of a damaged file's entries, and a Gone for what is missing between them.
+
+    entries: (id, epoch, entry, queued). Ids tell what is missing: epochs lie in a row, and all but the first that is
+    still there begin with number 0.
+    """
+    before: tuple[int, int, int] | None = None  # id, epoch, last
+    for key, epoch, entry, queued in entries:
+        first, last = (entry.seq, entry.seq) if isinstance(entry, Data) else (entry.first, entry.last)
+        if before is not None and epoch == before[1]:
+            if first > before[2] + 1:
+                yield epoch, Gone(first=before[2] + 1, last=first - 1, reason=DAMAGED), queued
+        elif before is not None and (missing := key - last - before[0] - 1) >= 0:
+            if missing:
+                yield before[1], Gone(first=before[2] + 1, last=before[2] + missing, reason=DAMAGED), queued
+            if first:
+                yield epoch, Gone(first=0, last=first - 1, reason=DAMAGED), queued
+        yield epoch, entry, queued
+        before = (key, epoch, last)
 
 
 def _claimed(path: Path) -> IO[bytes]:

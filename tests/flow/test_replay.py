@@ -12,15 +12,18 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from collector.keyring import allow, new_keyring
+from collector.replay import GIVE_UP, send
 from collector.sinks import Item, Poison
 from collector.store import RETENTION, Store
+from edge.errors import WireError
 from edge.events import Event, Header, encode
-from edge.keys import read_key
+from edge.keys import new_key, read_key, secure_client
 from edge.protocol import Gone
 from tests.boxes import event, person
 from tests.fakes import item
@@ -169,29 +172,42 @@ def test_a_replay_goes_on_where_a_killed_one_stopped(tmp_path: Path) -> None:
 
 
 def test_with_keys(path: Path, tmp_path: Path) -> None:
-    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
-    new_keyring(ours)
+    key, theirs = tmp_path / "our.key", tmp_path / "theirs"
     public = new_keyring(theirs)
-    allow(theirs, "*", read_key(ours / "collector.key").public)
+    allow(theirs, "*", new_key(key))
     with collecting(tmp_path / "second.db", "--keys", theirs) as address:
-        done = command("collector", "replay", path, "--to", address, "--keys", ours, "--collector-key", public)
+        done = command("collector", "replay", path, "--to", address, "--key", key, "--collector-key", public)
     assert f"sent {len(EVENTS)} events" in done.stdout
     assert content(tmp_path / "second.db") == content(path)
 
 
-def test_a_key_that_may_write_under_one_name_only_is_told_so(path: Path, tmp_path: Path) -> None:
-    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
-    new_keyring(ours)
+def test_a_key_that_may_write_under_one_name_only_gives_up(
+    path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    theirs = tmp_path / "theirs"
     public = new_keyring(theirs)
-    allow(theirs, "north", read_key(ours / "collector.key").public)
-    with collecting(tmp_path / "second.db", "--keys", theirs) as address:
-        done = command("collector", "replay", path, "--to", address, "--keys", ours, "--collector-key", public, code=76)
-    assert "this key may not write as" in done.stderr
-    assert done.stderr.splitlines()[-1] == (
-        f"error: {address}: nothing arrived there for 10 s;"
+    ours = new_key(tmp_path / "our.key")
+    allow(theirs, "north", ours)
+    secure = partial(secure_client, key=read_key(tmp_path / "our.key"), collector_key=public)
+    with (
+        collecting(tmp_path / "second.db", "--keys", theirs) as address,
+        Store(path) as opened,
+        pytest.raises(WireError) as caught,
+    ):
+        send(opened, address, secure, lambda device, count: None, give_up=2.0)
+    assert caught.value.exit_code == 76
+    assert str(caught.value) == (
+        f"{address}: nothing was acknowledged for 2 s, after 360 events and 1000 missing numbers;"
         " mend what was said before and run it again: it goes on from where it stands"
     )
+    assert "this key may not write as" in caplog.text
     assert {device for device, *_ in content(tmp_path / "second.db")} == {"north"}
+
+
+def test_nobody_there_for_a_minute_is_given_up(path: Path) -> None:
+    with Store(path) as opened, pytest.raises(WireError, match="for 1 s, after 0 events and 0 missing numbers;"):
+        send(opened, "tcp://127.0.0.1:1", None, lambda device, count: None, give_up=1.0)
+    assert GIVE_UP == 60.0
 
 
 # --- JSON lines -------------------------------------------------------------------------------------------------------
@@ -229,6 +245,14 @@ def test_an_empty_store(tmp_path: Path) -> None:
     assert "sent 0 events" in done.stdout
 
 
+def test_the_store_it_reads_stays_as_it_is(path: Path, tmp_path: Path) -> None:
+    before = path.read_bytes()
+    with collecting(tmp_path / "second.db") as address:
+        command("collector", "replay", path, "--to", address)
+    command("collector", "replay", path, "--out", tmp_path / "all.jsonl")
+    assert path.read_bytes() == before
+
+
 def test_it_does_not_overwrite_the_store_it_reads(path: Path) -> None:
     before = content(path)
     assert "--out is the store itself" in command("collector", "replay", path, "--out", path, code=2).stderr
@@ -244,7 +268,7 @@ def test_it_does_not_overwrite_the_store_it_reads(path: Path) -> None:
         (),
         ("--out", "-", "--to", "tcp://127.0.0.1:1"),
         ("--out", "-", "--insecure"),
-        ("--to", "tcp://127.0.0.1:1", "--keys", "keys"),
+        ("--to", "tcp://127.0.0.1:1", "--key", "our.key"),
         ("--to", "tcp://127.0.0.1:1", "--collector-key", "x" * 40),
     ],
 )
@@ -255,11 +279,13 @@ def test_options_that_do_not_go_together(path: Path, words: tuple[str, ...]) -> 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("--to", "tcp://192.0.2.1:5577"), "there are no keys; give --keys and --collector-key"),
+        (("--to", "tcp://192.0.2.1:5577"), "there are no keys; give --key and --collector-key"),
         (("--to", "ipc://"), "cannot send to 'ipc://': expected tcp://host:port"),
         (("--insecure", "--to", "nonsense"), "cannot send to 'nonsense': expected tcp://host:port"),
         (("--insecure", "--to", "tcp://127.0.0.1"), "cannot send to 'tcp://127.0.0.1': expected"),
-        (("--to", "tcp://127.0.0.1:1", "--keys", "nowhere", "--collector-key", "x" * 40), "nowhere/collector.key"),
+        (("--insecure", "--to", b"tcp://\xff:1".decode(errors="surrogateescape")), "cannot send to"),
+        (("--to", "tcp://127.0.0.1:1", "--key", "nowhere.key", "--collector-key", "x" * 40), "nowhere.key"),
+        (("--to", "tcp://127.0.0.1:1", "--key", "our.key", "--collector-key", "x" * 41), "--collector-key: not a"),
     ],
 )
 def test_a_mistake_is_one_line(path: Path, words: tuple[str, ...], says: str) -> None:

@@ -103,7 +103,7 @@ def target(data: bytes) -> None:
         read(journal)
         write(journal)
     if rescue:
-        for epoch, entry, _ in readable(FILE):
+        for _, epoch, entry, _ in readable(FILE):
             check(epoch, entry)
 
 

@@ -499,6 +499,8 @@ class AnyOrder(RuleBasedStateMachine):
         self.writes: dict[bytes, str | None] = dict.fromkeys(PEERS, ANYONE)
         self.greeted: dict[bytes, Hello] = {}  # what each peer said last, unless it was told to begin again
         self.said: dict[tuple[str, int, int], set[bytes]] = {}  # headers that were sent under a number
+        self.taken: dict[bytes, tuple[str, int, int]] = {}  # of each session's last item: device, epoch, last
+        self.fixed: dict[tuple[str, int, int], bytes] = {}  # the headers that were kept
 
     def hear(self, peer: bytes, frames: list[bytes]) -> list[FromCollector]:
         sessions = self.kitchen.sessions
@@ -512,6 +514,10 @@ class AnyOrder(RuleBasedStateMachine):
             self.told(peer, reply)
         for item in sessions.take()[before:]:
             assert self.writes[peer] in (item.device, ANYONE), "under another's name"
+            device, epoch, last = self.taken.get(peer, ("", 0, 0))
+            assert (device, epoch) != (item.device, item.epoch) or item.first == last + 1, "not in order"
+            assert item.first <= item.last
+            self.taken[peer] = (item.device, item.epoch, item.last)
         return replies
 
     def told(self, peer: bytes, reply: FromCollector) -> None:
@@ -528,6 +534,7 @@ class AnyOrder(RuleBasedStateMachine):
     def hello(self, peer: bytes, device: str, epoch: int, first: int, more: int) -> None:
         message = Hello(device=device, epoch=epoch, first=first, end=first + more)
         self.greeted[peer] = message
+        self.taken.pop(peer, None)
         if self.writes[peer] is None:
             del self.greeted[peer]
         self.hear(peer, frames_of(message))
@@ -581,6 +588,13 @@ class AnyOrder(RuleBasedStateMachine):
         """What was not committed is gone, and so is every session."""
         self.kitchen.sessions = Sessions(self.kitchen.resume)
         self.greeted.clear()
+        self.taken.clear()
+
+    @rule()
+    def crash_after_the_commit(self) -> None:
+        """The sink has it, and nobody was told."""
+        self.kitchen.add(self.kitchen.sessions.take())
+        self.crash()
 
     @rule(seconds=st.sampled_from([AGAIN, SILENCE, FORGOTTEN]))
     def wait(self, seconds: float) -> None:
@@ -595,7 +609,10 @@ class AnyOrder(RuleBasedStateMachine):
     def what_is_kept_was_said(self) -> None:
         for (device, epoch), kept in self.kitchen.kept.items():
             for seq, what in kept.items():
-                assert isinstance(what, str) or what in self.said[device, epoch, seq]
+                if isinstance(what, bytes):
+                    assert what in self.said[device, epoch, seq]
+                    assert self.fixed.setdefault((device, epoch, seq), what) == what, "it became another event"
+        assert all(self.kitchen.kept[device, epoch].get(seq) for device, epoch, seq in self.fixed), "it was lost"
 
     @invariant()
     def there_are_bounds(self) -> None:

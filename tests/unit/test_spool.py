@@ -62,7 +62,9 @@ def drained(spool: Spool) -> list[tuple[int, Data | Gone]]:
     while spool.waiting():
         stream = spool.stream()
         entries = spool.read(stream.epoch, stream.first, 100, 1 << 20)
-        assert entries, stream
+        if not entries:  # it was found damaged just now, and what comes next is another
+            assert list(spool.read(stream.epoch, stream.first, 1, 1)) == []
+            continue
         found += [(stream.epoch, entry) for entry in entries]
         spool.forget(stream.epoch, last_of(entries[-1]) + 1)
     return found
@@ -208,7 +210,7 @@ class Waiting(RuleBasedStateMachine):
 
 
 TestWaiting = Waiting.TestCase
-TestWaiting.settings = settings(max_examples=25, stateful_step_count=30)
+TestWaiting.settings = settings(max_examples=12, stateful_step_count=25)
 
 
 def test_two_threads_at_full_speed(path: Path) -> None:
@@ -288,7 +290,7 @@ def test_what_is_too_old_leaves(path: Path) -> None:
     with Spool(config(path, max_age_s=500)) as spool:
         eventually(lambda: spool.waiting() == 2, "the old ones to leave")
         found = drained(spool)
-    assert [entry for _, entry in found][0] == Gone(first=0, last=4, reason="too old")
+    assert next(entry for _, entry in found) == Gone(first=0, last=4, reason="too old")
     assert frames_of(found) == [5]
 
 
@@ -296,7 +298,7 @@ def test_what_is_too_old_leaves(path: Path) -> None:
 
 
 @pytest.mark.parametrize("fsync", ["event", "interval"])
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_a_power_cut_takes_nothing_that_the_policy_promised(tmp_path: Path, path: Path, fsync: str, seed: int) -> None:
     chance = random.Random(seed)
     log = Path(f"{path}-wal")
@@ -345,12 +347,6 @@ def filled(path: Path, count: int = 120, size: int = 2000) -> int:
 
 def check_what_comes_out(path: Path, epoch: int, count: int) -> tuple[list[int], list[str]]:
     """Open a damaged spool, use it, and hold what comes out against what went in: frames, and the notices."""
-    notices: list[str] = []
-
-    def last(stamp: Stamp) -> Event:
-        notices.extend(stamp.notices)
-        return build(5000)(stamp)
-
     with Spool(config(path)) as spool:
         spool.append(build(4000))
         end, quiet_since = time.monotonic() + DEADLINE, time.monotonic()
@@ -360,8 +356,9 @@ def check_what_comes_out(path: Path, epoch: int, count: int) -> tuple[list[int],
             if more := drained(spool):
                 found, quiet_since = found + more, time.monotonic()
             time.sleep(0.02)
-        spool.append(last)
+        spool.append(build(5000))
         found += drained(spool)
+    notices = [text for _, one in found if isinstance(one, Data) for text in decode(one.frames).header.notices]
     old = [(e, entry) for e, entry in found if e == epoch]
     for entry in (entry for _, entry in old if isinstance(entry, Gone)):
         assert entry.reason == "damaged on disk"
@@ -374,7 +371,7 @@ def check_what_comes_out(path: Path, epoch: int, count: int) -> tuple[list[int],
     return sorted(set(seen)), notices
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(8))
 def test_flipped_bytes_cost_what_they_hit_and_no_more(path: Path, seed: int) -> None:
     epoch, chance = filled(path), random.Random(seed)
     data = bytearray(path.read_bytes())
@@ -464,8 +461,8 @@ CREATE TABLE entries (
 CREATE INDEX gone ON entries (id) WHERE body IS NULL;
 CREATE TABLE epochs (epoch INTEGER PRIMARY KEY, start INTEGER NOT NULL, base INTEGER NOT NULL) WITHOUT ROWID;
 INSERT INTO epochs VALUES (77, 1, -1);
-INSERT INTO entries VALUES (2, 77, 0, 3, 1.5, 3104867811, 'spool full', NULL);
-INSERT INTO entries VALUES (3, 77, 4, 4, 2.5, 1474026364, NULL, X'78016362606048646062606048020009CC01CD');
+INSERT INTO entries VALUES (2, 77, 0, 3, 1.5, 2878589070, 'spool full', NULL);
+INSERT INTO entries VALUES (3, 77, 4, 4, 2.5, 2517460784, NULL, X'78016364606048640412490002C100C6');
 """
 
 
