@@ -579,6 +579,7 @@ def test_a_signal_ends_it_and_what_it_kept_is_acknowledged(collector, path, box,
     collector.process.send_signal(number)
     while collector.process.poll() is None:
         kept = max([kept, *(ack.next for ack in box.hear_all(0.01))])
+    kept = max([kept, *(ack.next for ack in box.hear_all(0.5))])
     code, last, err = collector.ended()
     assert collector.stored() == kept
     assert (code, err) == (0, "")
