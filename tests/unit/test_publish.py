@@ -171,9 +171,9 @@ def test_a_fault_of_the_sending_thread_is_not_kept_quiet(
         deadline("the fault", 20),
         Broken(SpoolConfig(path=tmp_path / "broken.db")) as spool,
         Publisher(config, "box", spool) as publisher,
+        pytest.raises(RuntimeError, match="a fault"),
     ):
-        with pytest.raises(RuntimeError, match="a fault"):
-            send_for_ever(publisher)
+        send_for_ever(publisher)
 
 
 @pytest.mark.parametrize("address", ["tcp://two words:1", "ipc://" + "x" * 300, "ipc://\0", "tcp://collector"])
