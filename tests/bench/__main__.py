@@ -31,13 +31,14 @@ from safetensors.numpy import save_file
 
 from edge.backend import Session, TensorSpec, open_session
 from edge.bundle import DETECTOR, IMAGE, Bundle
-from edge.config import CropConfig, DetectConfig, PublishConfig
+from edge.config import CropConfig, DetectConfig, PublishConfig, SpoolConfig
 from edge.detect import Detector
 from edge.encode import Encoder
 from edge.errors import LookoutError
 from edge.images import read_image
 from edge.pipeline import Describer, Reporter
 from edge.publish import Publisher
+from edge.spool import Spool
 from edge.values import Frame
 from export.build import build
 from export.recipe import read_recipe
@@ -166,15 +167,19 @@ def stages(title: str, frames: Sequence[Frame], bundle: Bundle, detector: Timed,
     reporter = Reporter("bench", facts.seal(), top_k=3, crops=False)
     target = " (target: under 5 %)" if title.startswith("YOLOv4-416") else ""  # set for the models of full size
     outside, people = [], 0
-    with Publisher(PublishConfig(address="tcp://127.0.0.1:1", queue=10_000, linger_ms=0)) as publisher:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Spool(SpoolConfig(path=Path(folder) / "spool.db")) as spool,
+        Publisher(PublishConfig(address="tcp://127.0.0.1:1", linger_ms=0), "bench", spool) as publisher,
+    ):
         describer(frames[:1])  # the first run plans its memory
         describer.timings.stages.clear()
-        for number, frame in enumerate(frames):
+        for frame in frames:
             detector.ms = image.ms = 0.0
             start = time.perf_counter()
             (described,) = describer([frame])
             with describer.timings.measure("publish", 1):
-                publisher.send(reporter.event(number, described))
+                publisher.send(partial(reporter.event, described=described))
             whole = (time.perf_counter() - start) * 1000
             outside.append((whole - detector.ms - image.ms) / whole)
             people += len(described.people)
@@ -260,7 +265,7 @@ def high_water(pid: int) -> int:
 
 def edge_run(folder: Path, bundle: Path, port: int, source: str) -> subprocess.Popen[str]:
     (folder / "edge.toml").write_text(
-        f'device = "bench"\nbundle = "{bundle}"\n[publish]\naddress = "tcp://127.0.0.1:{port}"\n'
+        f'device = "bench"\nbundle = "{bundle}"\n[publish]\naddress = "tcp://127.0.0.1:{port}"\ntransport = "push"\n'
         f'[[camera]]\nname = "c"\nsource = "{source}"\n'
     )
     words = [sys.executable, "-c", "from edge.cli import main; main()", "run", "--config", str(folder / "edge.toml")]

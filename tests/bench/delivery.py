@@ -1,7 +1,7 @@
 """`python -m tests.bench.delivery`: what the way from a box's spool to a store takes, with its conditions.
 
-Real files, real sockets, the collector a process of its own. `--day` fills the spool with 24 hours at 5 events a second
-and drains it while new ones come; it takes some minutes and gigabytes.
+Real files, real sockets, the collector a process of its own. `--day 432000` fills the spool with 24 hours at 5 events
+a second and drains it while new ones come; it takes half an hour and some gigabytes.
 """
 
 from __future__ import annotations
@@ -79,7 +79,9 @@ def _person(chance: np.random.Generator) -> Person:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--day", action="store_true", help="also fill a spool with a day's events and drain it")
+    options.add_argument(
+        "--day", type=int, metavar="EVENTS", help=f"also spool so many ({RATE * DAY} are a day) and drain"
+    )
     chosen = options.parse_args()
     conditions()
     with tempfile.TemporaryDirectory() as name:
@@ -89,7 +91,7 @@ def main() -> None:
         for count in (1, 200):
             boxes(folder, count)
         if chosen.day:
-            day(folder, RATE * DAY)
+            day(folder, chosen.day)
 
 
 def conditions() -> None:
@@ -217,7 +219,7 @@ def boxes(folder: Path, count: int, events: int = 6000) -> None:
     mb = [one / 2**20 for one in memory]
     console.print(
         f"[bold]{count} boxes[/], one collector: {each * count / seconds:,.0f} events/s, d = 128; at half time a box"
-        f" had {min(half)} to {max(half)} of {each}; collector's memory {mb[0]:.0f} MB at the start, {np.median(mb):.0f}"
+        f" had {min(half)} to {max(half)} of {each}; collector's memory {mb[0]:.0f} MB at first, {np.median(mb):.0f} as"
         f" median, {max(mb):.0f} most, {mb[-1]:.0f} at the end"
     )
 
@@ -250,9 +252,10 @@ def day(folder: Path, count: int) -> None:
             if number % 20_000 == 0:
                 console.print(f"  {number:,} of {count:,} spooled, {spool.health.size / 2**30:.2f} GiB")
         size, dropped = spool.health.size, spool.health.dropped
+    spent = time.perf_counter() - start
     console.print(
-        f"[bold]a day at {RATE}/s[/]: {count:,} events in {time.perf_counter() - start:.0f} s, {size / count:,.0f}"
-        f" bytes each, {size / 2**30:.2f} GiB of {config.max_bytes / 2**30:.0f}; {dropped:,} dropped"
+        f"[bold]away for {count / RATE / 3600:.1f} h at {RATE}/s[/]: {count:,} events in {spent:.0f} s,"
+        f" {size / count:,.0f} bytes each, {size / 2**30:.2f} GiB of {config.max_bytes / 2**30:.0f}; {dropped:,} dropped"
     )
     opening = time.perf_counter()
     with Spool(config) as spool, collecting(folder / "day-store.db") as (process, address):
