@@ -255,7 +255,7 @@ def day(folder: Path, count: int) -> None:
     spent = time.perf_counter() - start
     console.print(
         f"[bold]away for {count / RATE / 3600:.1f} h at {RATE}/s[/]: {count:,} events in {spent:.0f} s,"
-        f" {size / count:,.0f} bytes each, {size / 2**30:.2f} GiB of {config.max_bytes / 2**30:.0f}; {dropped:,} dropped"
+        f" {size / count:,.0f} bytes each, {size / 2**30:.2f} GiB of {config.max_bytes / 2**30:.0f}; {dropped:,} left"
     )
     opening = time.perf_counter()
     with Spool(config) as spool, collecting(folder / "day-store.db") as (process, address):
