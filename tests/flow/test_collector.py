@@ -268,8 +268,10 @@ def test_without_a_hello_there_is_nothing_but_reset(collector, path):
 def test_a_gap_is_answered_by_reset_and_hello_mends_it(collector, box):
     box.greet()
     box.send(event(0), event(2), event(3))
-    assert "number 1 comes next, not 2" in box.hear(Reset).reason
-    assert box.greet().next in (0, 1), "as the reset was said before or after the commit"
+    said = box.hear(object)
+    reset = box.hear(Reset) if isinstance(said, Ack) else said  # said after, or before, the commit
+    assert reset == Reset(reason="number 1 comes next, not 2")
+    assert box.greet().next in (0, 1)
     box.send(event(0), event(1), event(2), event(3))
     box.acknowledged(4)
     assert collector.stored() == 4
