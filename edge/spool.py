@@ -27,6 +27,7 @@ from edge.protocol import Data, Gone
 
 MEMORY_BYTES = 32 << 20  # what is kept while the disk refuses
 WAL_BYTES = 4 << 20  # of write-ahead log, after which it is moved into the file
+WAL_MOST = 64 << 20  # of it, after which appending waits for that
 TICK = 1.0  # s between two looks of the thread behind, unless fsync_ms is shorter
 DAMAGED = "damaged on disk"  # why an event is gone
 MAX_NOTICES = 20  # per event, and waiting for one
@@ -273,6 +274,7 @@ class Spool:
         while not self._closing.wait(seconds):
             try:
                 self._flush()
+                self._catch_up()
                 if time.monotonic() - looked >= TICK:
                     looked = time.monotonic()
                     self._tidy()
@@ -296,6 +298,13 @@ class Spool:
                 if str(error) != self._trouble:  # an append will find out too, if it is more than a passing fault
                     log.warning("spool %s: %s", self._path, error)
                     self._trouble = str(error)
+
+    def _catch_up(self) -> None:
+        """A log that is written without a pause never begins anew: before it fills the disk, the loop has to wait."""
+        with suppress(OSError, DiskRefusedError, DamagedError):
+            if Path(f"{self._path}-wal").stat().st_size > WAL_MOST:
+                with self._lock, self._files:
+                    checkpoint(self._path)
 
     def _tidy(self) -> None:
         """Once in a while: what is too old leaves, damaged files are read, the disk is tried again."""

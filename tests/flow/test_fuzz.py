@@ -60,7 +60,7 @@ def test_the_fuzzer_finds_nothing(target: str, tmp_path: Path) -> None:
     done = fuzz(target, tmp_path, f"-seed={SEED}", f"-max_total_time={SECONDS}")
     assert done.returncode == 0, told(done)
     (runs,) = re.findall(r"Done (\d+) runs", done.stdout)
-    assert int(runs) > 10 * SECONDS, told(done)
+    assert int(runs) > 50, told(done)
     first, *_, last = re.findall(r"cov: (\d+)", done.stdout)
     assert int(last) > 20, "it sees no branches"
     print(f"{runs} runs, {first} branches in the seeds, {last} at the end")

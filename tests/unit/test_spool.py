@@ -662,3 +662,12 @@ def test_killed_at_each_line_that_matters(path: Path, root: Path, point: str, le
     assert done.returncode == -9, done.stderr
     with Spool(config(path)) as spool:
         assert frames_of(drained(spool)) == left
+
+
+def test_the_log_of_a_spool_that_is_written_without_a_pause_does_not_fill_the_disk(path: Path) -> None:
+    with Spool(config(path)) as spool:
+        most = 0
+        for frame in range(1500):
+            spool.append(build(frame, 100_000))
+            most = max(most, log_length(path))
+    assert most < 100 << 20, "150 MB went through it"
