@@ -11,10 +11,11 @@ import secrets
 import sqlite3
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from edge.errors import ConfigError
 from edge.link import Stream
@@ -200,11 +201,12 @@ class Journal:
         where, bound = ("queued < ?", older_than) if older_than is not None else ("1", None)
         values = [self._floor] + ([bound] if bound is not None else []) + [count if count is not None else -1]
         with _translated(), self._transaction():
-            rows = self._db.execute(
-                f"SELECT id, epoch, last, queued FROM entries WHERE id >= ? AND {where} AND body IS NOT NULL"
+            oldest = self._db.execute(
+                f"SELECT id, {_COLUMNS} FROM entries WHERE id >= ? AND {where} AND body IS NOT NULL"
                 " AND id < (SELECT max(id) FROM entries) ORDER BY id LIMIT ?",
                 values,
-            ).fetchall()
+            )
+            rows = [(key, epoch, last, queued) for key, (epoch, _, last, queued, *_) in _checked_with_ids(oldest)]
             for run in _runs(rows):
                 (lowest, epoch, first, _), (highest, _, last, queued) = run[0], run[-1]
                 before = self._db.execute(
@@ -240,8 +242,8 @@ class Journal:
     def newest(self) -> float:
         """When the newest entry was queued; 0 without any."""
         with _translated():
-            found = self._db.execute("SELECT queued FROM entries ORDER BY id DESC LIMIT 1").fetchone()
-        return float(found[0]) if found else 0.0
+            found = self._db.execute(f"SELECT {_COLUMNS} FROM entries ORDER BY id DESC LIMIT 1").fetchone()
+            return 0.0 if found is None else _checked(found)[3]
 
     def backup(self, path: Path) -> None:
         """Write all of it to a new file."""
@@ -348,16 +350,25 @@ def _parts(entry: Data | Gone) -> tuple[int, int, str | None, bytes | None]:
 
 
 def _crc(epoch: int, first: int, last: int, queued: float, reason: str | None, body: bytes | None) -> int:
-    head = repr((epoch, first, last, queued, reason, body is None)).encode()
+    head = repr((epoch, first, last, float(queued), reason, body is None)).encode()
     return zlib.crc32(body or b"", zlib.crc32(head))
 
 
 def _checked(row: _Row) -> _Row:
     """The row, when it is as it was written. Raises DamagedError."""
     epoch, first, last, queued, crc, reason, body = row
-    if crc != _crc(epoch, first, last, queued, reason, body):
+    try:
+        good = crc == _crc(epoch, first, last, queued, reason, body)
+    except (TypeError, ValueError):  # in SQLite any column may hold any kind of value
+        good = False
+    if not good:
         raise DamagedError(f"the entry of number {last} of epoch {epoch} does not match its checksum")
     return row
+
+
+def _checked_with_ids(rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, _Row]]:
+    """Each row (id, _COLUMNS), checked."""
+    return ((row[0], _checked(row[1:])) for row in rows)
 
 
 def _deflated(frames: Sequence[bytes]) -> bytes:
@@ -378,6 +389,8 @@ def _inflated(body: bytes) -> tuple[bytes, ...]:
 def _translated() -> Iterator[None]:
     try:
         yield
+    except TypeError as error:  # arithmetic on what should have been a number
+        raise DamagedError(str(error)) from error
     except sqlite3.DatabaseError as error:
         damaged = isinstance(error, sqlite3.IntegrityError) or any(word in str(error) for word in _DAMAGE)
         raise (DamagedError if damaged else DiskRefusedError)(str(error)) from error
