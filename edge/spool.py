@@ -133,8 +133,11 @@ class Spool:
         if self._memory is not None:
             self._shrink(self._memory, self._memory.size, MEMORY_BYTES, "memory full")
         else:
-            oldest = next((one for one in self._journals() if one.waiting() > 1), self._journals()[-1])
-            self._shrink(oldest, self._size, self._config.max_bytes, "spool full")
+            for journal in self._journals():
+                with self._mended(journal):
+                    if journal.waiting() > 1:
+                        self._shrink(journal, self._size, self._config.max_bytes, "spool full")
+                        return
 
     def _shrink(self, journal: Journal, size: Callable[[], int], most: int, reason: str) -> None:
         with self._mended(journal):
@@ -204,7 +207,11 @@ class Spool:
             return SpoolHealth(self._memory is not None, self.waiting(), self._size(), self._dropped, self._trouble)
 
     def _size(self) -> int:
-        return sum(journal.size() for journal in self._journals() if journal.path)
+        total = 0
+        for journal in self._journals():
+            with self._mended(journal):
+                total += journal.size() if journal.path else 0
+        return total
 
     def _mended(self, journal: Journal) -> _Mended:
         return _Mended(self, journal)
