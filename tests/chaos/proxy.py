@@ -67,7 +67,9 @@ class Proxy:
         self._lasting: list[_Pending] = []
         self._waiting: list[_Pending] = []  # those that happen once, one after the other
         self._timers: set[asyncio.TimerHandle] = set()
-        self._tasks: set[asyncio.Task[None]] = set()  # a connection each
+        self._carrying: set[asyncio.Task[None]] = set()  # a connection each
+        self._turning: set[asyncio.Task[None]] = set()  # each lets it listen or not, as it should then
+        self._closing = False
         self._accepting: asyncio.Task[None] | None = None
         self._changing = asyncio.Lock()
         self._held = held_port()
@@ -117,8 +119,9 @@ class Proxy:
         await self._listen_or_not()
 
     async def _end(self) -> None:
+        self._closing = True
         await self._calm()
-        await self._shut()
+        await asyncio.gather(*self._turning)
 
     def _later(self, seconds: float, then: Callable[[], None]) -> None:
         def now() -> None:
@@ -144,12 +147,12 @@ class Proxy:
 
     def _turn(self) -> None:
         turning = self._loop.create_task(self._listen_or_not())
-        self._tasks.add(turning)  # or it might be collected before it is done
-        turning.add_done_callback(self._tasks.discard)
+        self._turning.add(turning)  # or it might be collected before it is done
+        turning.add_done_callback(self._turning.discard)
 
     async def _listen_or_not(self) -> None:
         async with self._changing:
-            if self._meets("refuse"):
+            if self._closing or self._meets("refuse"):
                 await self._shut()
             elif self._accepting is None:
                 listener = socket.socket()
@@ -161,8 +164,7 @@ class Proxy:
 
     async def _shut(self) -> None:
         """Stop listening, reset what is connected."""
-        me = asyncio.current_task()
-        tasks = [task for task in (self._accepting, *self._tasks) if task is not None and task is not me]
+        tasks = [*self._carrying, *([self._accepting] if self._accepting else [])]
         self._accepting = None
         for task in tasks:
             task.cancel()
@@ -173,8 +175,8 @@ class Proxy:
             while True:
                 client, _ = await self._loop.sock_accept(listener)
                 carrying = self._loop.create_task(self._carry(client))
-                self._tasks.add(carrying)
-                carrying.add_done_callback(self._tasks.discard)
+                self._carrying.add(carrying)
+                carrying.add_done_callback(self._carrying.discard)
 
     async def _carry(self, client: socket.socket) -> None:
         """One connection from its beginning to its end."""
