@@ -291,7 +291,6 @@ def test_options_that_do_not_go_together(path: Path, words: tuple[str, ...]) -> 
         (("--to", "ipc://"), "cannot send to 'ipc://': expected tcp://host:port"),
         (("--insecure", "--to", "nonsense"), "cannot send to 'nonsense': expected tcp://host:port"),
         (("--insecure", "--to", "tcp://127.0.0.1"), "cannot send to 'tcp://127.0.0.1': expected"),
-        (("--insecure", "--to", b"tcp://\xff:1".decode(errors="surrogateescape")), "cannot send to"),
         (("--to", "tcp://127.0.0.1:1", "--key", "nowhere.key", "--collector-key", "x" * 40), "nowhere.key"),
         (("--to", "tcp://127.0.0.1:1", "--key", "our.key", "--collector-key", "x" * 41), "--collector-key: not a"),
     ],
@@ -302,6 +301,12 @@ def test_a_mistake_is_one_line(path: Path, words: tuple[str, ...], says: str) ->
     assert done.output.startswith("error: ")
     assert done.output.count("\n") == 1
     assert says in done.output
+
+
+def test_bytes_that_are_no_text_are_no_address(path: Path) -> None:
+    done = command("collector", "replay", path, "--insecure", "--to", os.fsdecode(b"tcp://\xff:1"), code=78)
+    assert done.stderr.startswith("error: cannot send to 'tcp://\\udcff:1'")
+    assert done.stderr.count("\n") == 1
 
 
 def test_progress_on_a_terminal(path: Path, tmp_path: Path) -> None:

@@ -499,7 +499,8 @@ class AnyOrder(RuleBasedStateMachine):
         self.writes: dict[bytes, str | None] = dict.fromkeys(PEERS, ANYONE)
         self.greeted: dict[bytes, Hello] = {}  # what each peer said last, unless it was told to begin again
         self.said: dict[tuple[str, int, int], set[bytes]] = {}  # headers that were sent under a number
-        self.taken: dict[bytes, tuple[str, int, int]] = {}  # of each session's last item: device, epoch, last
+        self.welcomed: set[bytes] = set()  # of those
+        self.taken: dict[bytes, Item] = {}  # of each session, the last
         self.fixed: dict[tuple[str, int, int], bytes] = {}  # the headers that were kept
 
     def hear(self, peer: bytes, frames: list[bytes]) -> list[FromCollector]:
@@ -514,27 +515,42 @@ class AnyOrder(RuleBasedStateMachine):
             self.told(peer, reply)
         for item in sessions.take()[before:]:
             assert self.writes[peer] in (item.device, ANYONE), "under another's name"
-            device, epoch, last = self.taken.get(peer, ("", 0, 0))
-            assert (device, epoch) != (item.device, item.epoch) or item.first == last + 1, "not in order"
-            assert item.first <= item.last
-            self.taken[peer] = (item.device, item.epoch, item.last)
+            self.takes(peer, item)
         return replies
+
+    def takes(self, peer: bytes, item: Item) -> None:
+        assert (item.device, item.epoch) == (self.greeted[peer].device, self.greeted[peer].epoch)
+        assert item.first == (self.taken[peer].last + 1 if peer in self.taken else item.first), "not in order"
+        match item.payload:
+            case Gone() as gone:
+                assert (item.first, item.last) == (gone.first, gone.last)
+            case Event(header=header):
+                named = (header.device, header.epoch, header.seq)
+                assert named == (item.device, item.epoch, item.first) == (*named[:2], item.last)
+        self.taken[peer] = item
 
     def told(self, peer: bytes, reply: FromCollector) -> None:
         match reply:
             case Welcome() | Ack():
                 hello = self.greeted[peer]
                 assert reply.epoch == hello.epoch
+                assert isinstance(reply, Welcome) != (peer in self.welcomed), "WELCOME comes first, and once"
+                self.welcomed.add(peer)
                 kept = self.kitchen.kept.get((hello.device, hello.epoch), {})
                 assert set(range(reply.next)) <= set(kept), f"{reply} covers what is not kept"
             case Reset() | Denied():
                 self.greeted.pop(peer, None)
+
+    def end_all(self) -> None:
+        self.kitchen.sessions = Sessions(self.kitchen.resume)
+        self.greeted.clear()
 
     @rule(peer=peers, device=devices, epoch=st.integers(0, 1), first=small, more=small)
     def hello(self, peer: bytes, device: str, epoch: int, first: int, more: int) -> None:
         message = Hello(device=device, epoch=epoch, first=first, end=first + more)
         self.greeted[peer] = message
         self.taken.pop(peer, None)
+        self.welcomed.discard(peer)
         if self.writes[peer] is None:
             del self.greeted[peer]
         self.hear(peer, frames_of(message))
@@ -549,14 +565,15 @@ class AnyOrder(RuleBasedStateMachine):
         self.hear(peer, frames_of(data(one)))
 
     @precondition(lambda self: self.greeted)
-    @rule(choice=st.data(), count=st.integers(1, 4))
-    def data_in_order(self, choice: st.DataObject, count: int) -> None:
-        """What the sink lacks."""
+    @rule(choice=st.data(), count=st.integers(1, 4), astray=st.sampled_from([0, 0, 0, 1, 2]))
+    def data_in_order(self, choice: st.DataObject, count: int, astray: int) -> None:
+        """What the sink lacks, or a little further on."""
         peer = choice.draw(st.sampled_from(sorted(self.greeted)))
         hello = self.greeted[peer]
         start = self.kitchen.resume(hello.device, hello.epoch)
         assert start is not None
-        for seq in range(max(start, hello.first), max(start, hello.first) + count):
+        start = max(start, hello.first) + astray
+        for seq in range(start, start + count):
             one = event(seq, device=hello.device, epoch=hello.epoch)
             self.said.setdefault((hello.device, hello.epoch, seq), set()).add(encode(one)[0])
             self.hear(peer, frames_of(data(one)))
@@ -582,26 +599,25 @@ class AnyOrder(RuleBasedStateMachine):
     def commit(self) -> None:
         for peer, reply in self.kitchen.commit():
             self.told(peer, reply)
+        assert self.kitchen.sessions.take() == []
 
     @rule()
     def crash(self) -> None:
         """What was not committed is gone, and so is every session."""
-        self.kitchen.sessions = Sessions(self.kitchen.resume)
-        self.greeted.clear()
-        self.taken.clear()
+        self.end_all()
 
     @rule()
     def crash_after_the_commit(self) -> None:
         """The sink has it, and nobody was told."""
         self.kitchen.add(self.kitchen.sessions.take())
-        self.crash()
+        self.end_all()
 
     @rule(seconds=st.sampled_from([AGAIN, SILENCE, FORGOTTEN]))
     def wait(self, seconds: float) -> None:
         self.now += seconds
         self.kitchen.sessions.expire(self.now)
 
-    @rule(peer=peers, writes=st.sampled_from([ANYONE, *DEVICES, None]))
+    @rule(peer=peers, writes=st.sampled_from([ANYONE, ANYONE, *DEVICES, None]))
     def other_rights(self, peer: bytes, writes: str | None) -> None:
         self.writes[peer] = writes
 
