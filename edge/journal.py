@@ -1,7 +1,7 @@
 """One SQLite database of what waits to be delivered: entries of one or more epochs, in order, each with its checksum.
 
 Entries of an epoch lie in a row: the one whose last number is n has id = base + n, so that a number is found without an
-index, and ids only skip where a Gone stands for several numbers.
+index. Ids only skip where a Gone stands for several numbers: an entry that is missing is noticed.
 """
 
 from __future__ import annotations
@@ -9,250 +9,290 @@ from __future__ import annotations
 import os
 import secrets
 import sqlite3
-import struct
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from edge.errors import ConfigError
 from edge.link import Stream
 from edge.protocol import Data, Gone
-
-SCHEMA_VERSION = 1  # PRAGMA user_version
-APPLICATION_ID = 0x4C4F5350  # "LOSP": tells a spool from another program's SQLite file
-SCHEMA = (
-    f"PRAGMA application_id = {APPLICATION_ID}",
-    f"PRAGMA user_version = {SCHEMA_VERSION}",
-    # An entry: the numbers first..last of an epoch. queued: s of the spool's own clock. For an event first = last, and
-    # body is its frames, deflated; for what is gone body is NULL, and there is a reason. crc: over all of them but id.
-    """CREATE TABLE entries (
-        id INTEGER PRIMARY KEY,
-        epoch INTEGER NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL,
-        queued REAL NOT NULL, crc INTEGER NOT NULL, reason TEXT, body BLOB
-    )""",
-    "CREATE INDEX gone ON entries (id) WHERE body IS NULL",
-    # start: where its entries begin; the next epoch's start is where they end.
-    "CREATE TABLE epochs (epoch INTEGER PRIMARY KEY, start INTEGER NOT NULL, base INTEGER NOT NULL) WITHOUT ROWID",
+from edge.records import (
+    COLUMNS,
+    CREATION,
+    END,
+    PAGE,
+    DamagedError,
+    DiskRefusedError,
+    Record,
+    Run,
+    checked,
+    crc_of,
+    event_record,
+    frames_of,
+    gone_record,
+    is_spool,
+    runs_of,
+    translated,
 )
+
+WAL_BYTES = 4 << 20  # of write-ahead log, after which it is moved into the file
 BUSY_SECONDS = 5.0
-END = 2**62  # beyond every id
-SKIP = 100_000  # unreadable ids in a row after which nothing more is looked for in a damaged file
-_DAMAGE = ("malformed", "not a database")  # SQLite's words; its codes come with Python 3.11
-_LENGTH = struct.Struct("<I")
-_COLUMNS = "epoch, first, last, queued, crc, reason, body"
-
-_Row = tuple[int, int, int, float, int, "str | None", "bytes | None"]  # _COLUMNS
-
-
-class DiskRefusedError(Exception):
-    """The disk is full, read-only, gone or failing; what was there is not in doubt."""
-
-
-class DamagedError(Exception):
-    """What is in the file is not what was written."""
 
 
 class Journal:
     """An open database; path None: in memory. For one thread at a time.
 
     durable: a commit returns when it is on the disk; else it is safe from everything but a power cut. Every method
-    raises DiskRefusedError or DamagedError. Opening raises ConfigError for another program's file or a newer schema.
+    raises DiskRefusedError or DamagedError. Opening raises ConfigError for another program's file or a newer schema;
+    where nothing can be written, what is there can still be read.
     """
 
     def __init__(self, path: Path | None, *, durable: bool = False) -> None:
         self.path = path
-        self.epoch, self.next = 0, 0  # the one being written, after `begin`
-        self._base = 0
-        self._floor = -END  # the lowest id still to be delivered; what cannot be deleted yet lies below
-        with _translated():
-            self._db = sqlite3.connect(
-                path or ":memory:", timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-            )
+        self.epoch, self.next = 0, 0  # the one that is written, after `begin`
+        self.newest = 0.0  # when the newest entry was queued
+        self._fixed = False  # opened to be read only
+        uri = "file::memory:" if path is None else path.absolute().as_uri()
+        if path is not None and not path.exists():
             try:
-                self._prepare(durable)
-            except BaseException:
-                self._db.close()
+                path.touch(0o600)  # it is about people
+            except OSError as error:
+                raise DiskRefusedError(error.strerror) from error
+        try:
+            self._open(uri, durable)
+        except DiskRefusedError:
+            log = Path(f"{path}-wal")
+            if path is None or not path.exists() or (log.exists() and log.stat().st_size):
                 raise
+            self._fixed = True  # where nothing can be written, not even the index of an empty log
+            self._open(f"{uri}?immutable=1", durable)
+
+    def _open(self, uri: str, durable: bool) -> None:
+        with translated():
+            self._db = sqlite3.connect(
+                uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
+        try:
+            self._prepare(durable)
+        except BaseException:
+            self._db.close()
+            raise
 
     def _prepare(self, durable: bool) -> None:
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-        self._db.execute("PRAGMA wal_autocheckpoint = 0")  # a checkpoint waits for the disk: see `checkpoint`
-        with self._transaction():
-            (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            if not tables:
-                for statement in SCHEMA:
-                    self._db.execute(statement)
-            (application,) = self._db.execute("PRAGMA application_id").fetchone()
-            (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if application != APPLICATION_ID:
-            raise ConfigError(
-                f"spool {self.path}: another program's SQLite file", remedy="name another file in spool.path"
-            )
-        if version > SCHEMA_VERSION:
-            raise ConfigError(
-                f"spool {self.path} was written by a newer lookout", expected=f"schema {SCHEMA_VERSION}", got=version
-            )
+        with translated():
+            known = is_spool(self._db, self.path)
+            if not known:
+                self._db.execute(f"PRAGMA page_size = {PAGE}")
+            (mode,) = self._db.execute("PRAGMA journal_mode = WAL").fetchone()
+            if not known:
+                if mode == "delete":
+                    raise DiskRefusedError("a file system without shared memory, which a write-ahead log needs")
+                with self._transaction():
+                    for statement in CREATION:
+                        self._db.execute(statement)
+            self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            self._db.execute("PRAGMA wal_autocheckpoint = 0")  # a checkpoint waits for the disk: see `checkpoint`
+            self._db.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")
+            self._db.execute("PRAGMA secure_delete = OFF")  # where it is on, zeros over all that was delivered
+        with translated(reading=True):
+            self._runs = {run.epoch: run for run in runs_of(self._db)}
+            start = self._end = max((run.start for run in self._runs.values()), default=1)
+            for key, record in self._ends("DESC"):
+                self._end, self.newest = key + 1, record.queued
+            if self._end < start:
+                raise DamagedError("the last entries of an epoch are not there")
+            self._floor = self._end  # all before it is delivered; from there on to _end nothing is missing
+            for key, record in self._ends("ASC"):
+                self._floor = key - (record.last - record.first)
+            self._prune()
+
+    def _ends(self, order: str) -> Iterator[tuple[int, Record]]:
+        for key, *row in self._db.execute(f"SELECT id, {COLUMNS} FROM entries ORDER BY id {order} LIMIT 1"):
+            yield key, self._placed(key, row)
+
+    def _placed(self, key: int, row: Sequence[Any]) -> Record:
+        """The record with this id. Raises DamagedError unless it is as it was written, and where it was written."""
+        record = checked(row)
+        run = self._runs.get(record.epoch)
+        if run is None or key != run.base + record.last or not run.start <= run.base + record.first <= key < run.end:
+            raise DamagedError(f"number {record.last} of epoch {record.epoch} is not in its place")
+        return record
 
     def begin(self) -> None:
         """Draw a new epoch and write to it from now on, from number 0."""
-        epoch = secrets.randbits(62)
-        with _translated(), self._transaction():
-            (start,) = self._db.execute("SELECT coalesce(max(id), 0) + 1 FROM entries").fetchone()
-            self._db.execute(  # those that are delivered
-                "DELETE FROM epochs WHERE NOT EXISTS (SELECT 1 FROM entries WHERE id >= start AND id < coalesce("
-                "(SELECT min(later.start) FROM epochs AS later WHERE later.start > epochs.start), ?))",
-                (END,),
-            )
-            self._db.execute("INSERT INTO epochs VALUES (?, ?, ?)", (epoch, start, start))
-        self.epoch, self.next, self._base = epoch, 0, start
+        epoch, start = secrets.randbits(62), self._end
+        runs = [run if run.end < END else run._replace(end=start) for run in self._runs.values() if run.start < start]
+        runs.append(Run(start, END, epoch, start))
+        try:
+            with translated(), self._transaction():
+                self._db.execute("DELETE FROM epochs WHERE start < ? OR start = ?", (runs[0].start, start))
+                self._db.execute("DELETE FROM entries WHERE id < ?", (self._floor,))
+                self._insert_epoch(runs[-1])
+        except DiskRefusedError as error:
+            if "readonly" in str(error) and not self._fixed and self._is_writable():
+                raise DamagedError("it says that it is read-only") from error
+            raise
+        self._runs = {run.epoch: run for run in runs}
+        self._prune()
+        self.epoch, self.next = epoch, 0
+
+    def _prune(self) -> None:
+        """What is delivered is no epoch of this file any more."""
+        while self._runs and (run := next(iter(self._runs.values()))).end <= self._floor:
+            del self._runs[run.epoch]
+
+    def _is_writable(self) -> bool:
+        files = [Path(f"{self.path}{form}") for form in ("", "-wal", "-shm")]
+        probe = Path(f"{self.path}.part")  # a disk with an error says that it is writable, and is not
+        with suppress(OSError):
+            probe.touch()
+            probe.unlink()
+            return all(os.access(file, os.W_OK) for file in files if file.exists())
+        return False
 
     def append(self, frames: Sequence[bytes], queued: float) -> None:
         """Keep the event whose number is `next`."""
-        body = _deflated(frames)
-        with _translated(), self._transaction():
-            self._insert(self._base + self.next, self.epoch, self.next, self.next, queued, None, body)
+        record = event_record(self.epoch, self.next, queued, frames)
+        with translated():
+            self._insert(self._end, record)
         self.next += 1
+        self._end += 1
+        self.newest = queued
 
-    def copy(self, entries: Sequence[tuple[int, Data | Gone, float]]) -> None:
-        """Keep entries (epoch, entry, queued) of other journals with their numbers; those of an epoch in a row."""
-        with _translated(), self._transaction():
-            (free,) = self._db.execute("SELECT coalesce(max(id), 0) + 1 FROM entries").fetchone()
-            for epoch, entry, queued in entries:
-                first, last, reason, body = _parts(entry)
-                found = self._db.execute("SELECT base FROM epochs WHERE epoch = ?", (epoch,)).fetchone()
-                base = found[0] if found else free - last
-                if not found:
-                    self._db.execute("INSERT INTO epochs VALUES (?, ?, ?)", (epoch, free, base))
-                self._insert(base + last, epoch, first, last, queued, reason, body)
-                free = base + last + 1
+    def copy(self, records: Sequence[Record]) -> None:
+        """Keep entries of other journals, with their numbers; those of an epoch one after the other, without a hole."""
+        runs, end = list(self._runs.values()), self._end
+        with translated(), self._transaction():
+            for record in records:
+                if not runs or runs[-1].epoch != record.epoch:
+                    runs[-1:] = [run._replace(end=end) for run in runs[-1:]]
+                    runs.append(Run(end, END, record.epoch, end - record.first))
+                    self._insert_epoch(runs[-1])
+                if runs[-1].base + record.first != end:
+                    raise ValueError(f"number {record.first} of epoch {record.epoch} does not follow")
+                end = runs[-1].base + record.last + 1
+                self._insert(end - 1, record)
+                self.newest = record.queued
+        self._runs, self._end = {run.epoch: run for run in runs}, end
 
-    def _insert(
-        self, key: int, epoch: int, first: int, last: int, queued: float, reason: str | None, body: bytes | None
-    ) -> None:
-        row = (key, epoch, first, last, queued, _crc(epoch, first, last, queued, reason, body), reason, body)
-        self._db.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+    def _insert(self, key: int, record: Record) -> None:
+        self._db.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (key, *record))
+
+    def _insert_epoch(self, run: Run) -> None:
+        row = (run.start, run.epoch, run.base)
+        self._db.execute("INSERT INTO epochs VALUES (?, ?, ?, ?)", (*row, crc_of(*row)))
 
     def head(self) -> Stream | None:
         """The epoch of the oldest entry still to be delivered, and which of its numbers are; None: nothing is."""
-        with _translated():
-            query = f"SELECT id, {_COLUMNS} FROM entries WHERE id >= ? ORDER BY id LIMIT 1"
-            found = self._db.execute(query, (self._floor,)).fetchone()
-            if found is None:
-                return None
-            epoch, first, *_ = _checked(found[1:])
-            base, end = self._run(epoch)
-            (last,) = self._db.execute(
-                "SELECT last FROM entries WHERE id < ? ORDER BY id DESC LIMIT 1", (end,)
-            ).fetchone()
-            return Stream(epoch, max(first, self._floor - base), last + 1)
-
-    def _run(self, epoch: int) -> tuple[int, int]:
-        """base of an epoch, and the id before which its entries end."""
-        found = self._db.execute("SELECT start, base FROM epochs WHERE epoch = ?", (epoch,)).fetchone()
-        if found is None:
-            raise DamagedError(f"epoch {epoch} is not among the epochs")
-        start, base = found
-        (end,) = self._db.execute("SELECT coalesce(min(start), ?) FROM epochs WHERE start > ?", (END, start)).fetchone()
-        return base, end
+        if self._floor >= self._end:
+            return None
+        run = next(iter(self._runs.values()))
+        return Stream(run.epoch, self._floor - run.base, min(run.end, self._end) - run.base)
 
     def read(self, epoch: int, start: int, events: int, size: int) -> list[Data | Gone]:
-        """As edge.link.Source has it; nothing for an epoch that is not here."""
+        """As edge.link.Source has it; nothing for an epoch that is not here, or from numbers that are delivered on."""
         found: list[Data | Gone] = []
-        with _translated():
-            if self._db.execute("SELECT 1 FROM epochs WHERE epoch = ?", (epoch,)).fetchone() is None:
-                return []
-            base, end = self._run(epoch)
-            query = f"SELECT {_COLUMNS} FROM entries WHERE id >= ? AND id < ? ORDER BY id LIMIT ?"
-            for row in self._db.execute(query, (base + start, end, events)):
-                its_epoch, first, last, _, _, reason, body = _checked(row)
-                if its_epoch != epoch or first > start or last < start:
-                    raise DamagedError(f"epoch {epoch}: number {start} is not in its place")
-                if body is None:
-                    found.append(Gone(first=start, last=last, reason=reason or ""))
-                else:
-                    frames = _inflated(body)
-                    found.append(Data(start, frames))
-                    size -= sum(map(len, frames))
-                start = last + 1
-                if size <= 0:
-                    break
+        run = self._runs.get(epoch)
+        if run is None:
+            return []
+        at = max(run.base + start, run.start, self._floor)
+        for key, record in self._records(at, min(run.end, self._end), events):
+            if record.body is None:
+                found.append(Gone(first=at - run.base, last=record.last, reason=record.reason or ""))
+            else:
+                frames = frames_of(record.body)
+                found.append(Data(record.last, frames))
+                size -= sum(map(len, frames))
+            at = key + 1
+            if size <= 0:
+                break
         return found
 
-    def forget(self, epoch: int, end: int) -> None:
-        """Every number of this epoch below `end` has arrived; when the disk refuses, it is done the next time."""
-        with _translated():
-            found = self._db.execute("SELECT base FROM epochs WHERE epoch = ?", (epoch,)).fetchone()
-            if found is None:
-                return
-            limit = self._base + self.next if epoch == self.epoch else self._run(epoch)[1]
-            self._floor = max(self._floor, min(found[0] + end, limit))
-            with self._transaction():
-                self._db.execute("DELETE FROM entries WHERE id < ?", (self._floor,))
+    def records(self, at: int, size: int) -> list[tuple[int, Record]]:
+        """(id, entry) of about `size` bytes of entries, from the id `at` on; less what is delivered of the first."""
+        at = max(at, self._floor)
+        found: list[tuple[int, Record]] = []
+        for key, record in self._records(at, self._end, -1):
+            found.append((key, record))
+            size -= len(record.body or b"")
+            if size <= 0:
+                break
+        for key, record in found[:1]:
+            first = record.last - (key - at)
+            if record.reason is not None and record.first < first:
+                found[0] = key, gone_record(record.epoch, first, record.last, record.queued, record.reason)
+        return found
 
-    def drop(self, reason: str, *, older_than: float | None = None, count: int | None = None) -> int:
+    def _records(self, at: int, end: int, count: int) -> Iterator[tuple[int, Record]]:
+        """The entries at the ids at <= id < end. Raises DamagedError where one is not in its place, or missing."""
+        if at >= end:
+            return
+        query = f"SELECT id, {COLUMNS} FROM entries WHERE id >= ? ORDER BY id LIMIT ?"
+        with translated(reading=True):
+            for key, *row in self._db.execute(query, (at, count)):
+                record = self._placed(key, row)
+                if key - (record.last - record.first) > at or key < at:
+                    break
+                yield key, record
+                at, count = key + 1, count - 1
+                if at >= end:
+                    return
+        if count:
+            raise DamagedError(f"what should be at {at} is not there")
+
+    def forget(self, epoch: int, end: int) -> None:
+        """Every number of this epoch below `end` has arrived, when it is the oldest one here; else nothing happens.
+
+        When the disk refuses, it is done the next time.
+        """
+        run = self._runs.get(epoch)
+        if run is None or not run.start <= self._floor < min(run.base + end, run.end, self._end):
+            return
+        self._floor = min(run.base + end, run.end, self._end)
+        self._prune()
+        with translated():
+            self._db.execute("DELETE FROM entries WHERE id < ?", (self._floor,))
+
+    def drop(self, reason: str, count: int = -1, *, older_than: float = float("inf")) -> int:
         """The oldest events leave, and a Gone takes their place: `count` of them, or all queued before `older_than`.
 
         The newest entry always stays. Returns how many events left.
         """
-        where, bound = ("queued < ?", older_than) if older_than is not None else ("1", None)
-        values = [self._floor] + ([bound] if bound is not None else []) + [count if count is not None else -1]
-        with _translated(), self._transaction():
-            oldest = self._db.execute(
-                f"SELECT id, {_COLUMNS} FROM entries WHERE id >= ? AND {where} AND body IS NOT NULL"
-                " AND id < (SELECT max(id) FROM entries) ORDER BY id LIMIT ?",
-                values,
-            )
-            rows = [(key, epoch, last, queued) for key, (epoch, _, last, queued, *_) in _checked_with_ids(oldest)]
-            for run in _runs(rows):
-                (lowest, epoch, first, _), (highest, _, last, queued) = run[0], run[-1]
-                before = self._db.execute(
-                    "SELECT first FROM entries WHERE id = ? AND epoch = ? AND body IS NULL AND reason = ?",
-                    (lowest - 1, epoch, reason),
-                ).fetchone()
-                if before is not None:
-                    first, lowest = before[0], lowest - 1
-                self._db.execute("DELETE FROM entries WHERE id >= ? AND id <= ?", (lowest, highest))
-                self._insert(highest, epoch, first, last, queued, reason, None)
-        return len(rows)
+        dropped, at = 0, self._floor
+        left: list[tuple[int, Record]] = []  # (id, Gone): what takes the place of the entries up to there
+        for key, record in self._records(at, self._end - 1, -1):
+            if record.body is not None and (dropped == count or record.queued >= older_than):
+                break
+            before = left[-1][1] if left else None
+            first, why = record.first, (record.reason or "") if record.body is None else reason
+            if before is not None and (before.epoch, before.reason) == (record.epoch, why):
+                first = left.pop()[1].first
+            left.append((key, gone_record(record.epoch, first, record.last, record.queued, why)))
+            dropped += record.body is not None
+            at = key + 1
+        if dropped:
+            with translated(), self._transaction():
+                self._db.execute("DELETE FROM entries WHERE id < ?", (at,))
+                for key, record in left:
+                    self._insert(key, record)
+        return dropped
 
     def waiting(self) -> int:
         """How many entries are still to be delivered."""
-        with _translated():
-            (low,) = self._db.execute("SELECT min(id) FROM entries WHERE id >= ?", (self._floor,)).fetchone()
-            if low is None:
-                return 0
-            (high,) = self._db.execute("SELECT max(id) FROM entries").fetchone()  # in one query they would be a scan
-            low = max(low, self._floor)
-            gone = self._db.execute("SELECT id, last - first FROM entries WHERE body IS NULL AND id >= ?", (low,))
-            skipped = sum(key - max(key - more, low) for key, more in gone)
-            return int(high - low + 1 - skipped)
+        with translated(reading=True):
+            found = self._db.execute(
+                "SELECT id, last - first FROM entries WHERE body IS NULL AND id >= ?", (self._floor,)
+            )
+            skipped = sum(key - max(key - more, self._floor) for key, more in found)
+        return int(self._end - self._floor - skipped)
 
     def size(self) -> int:
         """Bytes in use, deleted entries left out."""
-        with _translated():
+        with translated(reading=True):
             (pages,) = self._db.execute("PRAGMA page_count").fetchone()
             (free,) = self._db.execute("PRAGMA freelist_count").fetchone()
-            (each,) = self._db.execute("PRAGMA page_size").fetchone()
-        return int((pages - free) * each)
-
-    def newest(self) -> float:
-        """When the newest entry was queued; 0 without any."""
-        with _translated():
-            found = self._db.execute(f"SELECT {_COLUMNS} FROM entries ORDER BY id DESC LIMIT 1").fetchone()
-            return 0.0 if found is None else _checked(found)[3]
-
-    def backup(self, path: Path) -> None:
-        """Write all of it to a new file."""
-        with _translated():
-            copy = sqlite3.connect(path, isolation_level=None)
-            try:
-                self._db.backup(copy)
-            finally:
-                copy.close()
+        return int(pages - free) * PAGE
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -291,106 +331,11 @@ def sync(path: Path) -> None:
 
 
 def checkpoint(path: Path) -> None:
-    """Move what was appended from the write-ahead log into the file, while others go on."""
-    with _translated():
+    """Move what was appended from the write-ahead log into the file, on the disk, while others go on."""
+    with translated():
         connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None)
         try:
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
         finally:
             connection.close()
-
-
-def readable(path: Path) -> Iterator[tuple[int, int, Data | Gone, float]]:
-    """(id, epoch, entry, queued) of every entry of a damaged file that is as it was written, in order."""
-    database = sqlite3.connect(path, isolation_level=None)
-    query = f"SELECT id, {_COLUMNS} FROM entries WHERE id >= ? ORDER BY id LIMIT 1"
-    failures = 0
-    try:
-        try:
-            key = database.execute("SELECT min(id) FROM entries").fetchone()[0] or 0
-        except sqlite3.Error:
-            key = 1  # where ids begin
-        while failures < SKIP:
-            try:
-                found = database.execute(query, (key,)).fetchone()
-                if found is None:
-                    return
-                key = found[0]
-                epoch, first, last, queued, _, reason, body = _checked(found[1:])
-            except (sqlite3.Error, DamagedError):
-                key, failures = key + 1, failures + 1
-                continue
-            yield (
-                key,
-                epoch,
-                Gone(first=first, last=last, reason=reason or "") if body is None else Data(last, _inflated(body)),
-                queued,
-            )
-            key, failures = key + 1, 0
-    finally:
-        database.close()
-
-
-def _runs(rows: Sequence[tuple[int, int, int, float]]) -> list[list[tuple[int, int, int, float]]]:
-    """Neighbours of one epoch together. rows: (id, epoch, number, queued)."""
-    runs: list[list[tuple[int, int, int, float]]] = []
-    for row in rows:
-        if runs and (row[0], row[1]) == (runs[-1][-1][0] + 1, runs[-1][-1][1]):
-            runs[-1].append(row)
-        else:
-            runs.append([row])
-    return runs
-
-
-def _parts(entry: Data | Gone) -> tuple[int, int, str | None, bytes | None]:
-    if isinstance(entry, Gone):
-        return entry.first, entry.last, entry.reason, None
-    return entry.seq, entry.seq, None, _deflated(entry.frames)
-
-
-def _crc(epoch: int, first: int, last: int, queued: float, reason: str | None, body: bytes | None) -> int:
-    head = repr((epoch, first, last, float(queued), reason, body is None)).encode()
-    return zlib.crc32(body or b"", zlib.crc32(head))
-
-
-def _checked(row: _Row) -> _Row:
-    """The row, when it is as it was written. Raises DamagedError."""
-    epoch, first, last, queued, crc, reason, body = row
-    try:
-        good = crc == _crc(epoch, first, last, queued, reason, body)
-    except (TypeError, ValueError):  # in SQLite any column may hold any kind of value
-        good = False
-    if not good:
-        raise DamagedError(f"the entry of number {last} of epoch {epoch} does not match its checksum")
-    return row
-
-
-def _checked_with_ids(rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, _Row]]:
-    """Each row (id, _COLUMNS), checked."""
-    return ((row[0], _checked(row[1:])) for row in rows)
-
-
-def _deflated(frames: Sequence[bytes]) -> bytes:
-    """Frames, each after its length in 4 bytes, little-endian; then zlib at its fastest, which halves an event."""
-    return zlib.compress(b"".join(part for frame in frames for part in (_LENGTH.pack(len(frame)), frame)), 1)
-
-
-def _inflated(body: bytes) -> tuple[bytes, ...]:
-    data, at, frames = zlib.decompress(body), 0, []
-    while at < len(data):
-        (length,) = _LENGTH.unpack_from(data, at)
-        at += _LENGTH.size + length
-        frames.append(data[at - length : at])
-    return tuple(frames)
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except TypeError as error:  # arithmetic on what should have been a number
-        raise DamagedError(str(error)) from error
-    except sqlite3.DatabaseError as error:
-        damaged = isinstance(error, sqlite3.IntegrityError) or any(word in str(error) for word in _DAMAGE)
-        raise (DamagedError if damaged else DiskRefusedError)(str(error)) from error

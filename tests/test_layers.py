@@ -16,7 +16,9 @@ PACKAGES = ("edge", "export", "collector")
 # what all stages speak of; boxes, images: pure functions; failpoints: where tests kill a process
 WORDS = frozenset({"errors", "values", "boxes", "images", "failpoints"})
 CONTRACTS = frozenset({"bundle", "events", "config", "protocol"})
-DELIVERY = frozenset({"keys", "link", "journal", "spool"})  # what publish is made of
+DELIVERY = frozenset(
+    {"keys", "link", "records", "wal", "leaves", "aside", "journal", "shelf", "spool"}
+)  # what publish is made of
 DEVICES = frozenset({"ort", "trt", "cuda"})
 STAGES = frozenset(
     {"capture", "detect", "crop", "encode", "match", "golden", "track", "publish", "push", "health", "draw"}
@@ -38,8 +40,13 @@ EDGE: dict[str, frozenset[str]] = {
     **dict.fromkeys(STAGES, WORDS | CONTRACTS | {"backend"}),
     "keys": WORDS | CONTRACTS,
     "link": WORDS | CONTRACTS,
-    "journal": WORDS | CONTRACTS | {"link"},
-    "spool": WORDS | CONTRACTS | {"link", "journal"},
+    "records": WORDS,
+    "wal": frozenset({"records"}),
+    "leaves": frozenset({"records", "wal"}),
+    "aside": frozenset({"errors", "wal"}),
+    "journal": WORDS | CONTRACTS | {"link", "records"},
+    "shelf": WORDS | CONTRACTS | {"journal", "records", "leaves", "aside"},
+    "spool": WORDS | CONTRACTS | {"link", "journal", "records", "shelf"},
     "publish": WORDS | CONTRACTS | DELIVERY,
     "pipeline": WORDS | CONTRACTS | STAGES,
     "cli": WORDS | CONTRACTS | DELIVERY | STAGES | DEVICES | {"backend", "pipeline", "commands"},

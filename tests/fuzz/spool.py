@@ -19,9 +19,11 @@ with instrumented():
     from edge.config import SpoolConfig
     from edge.errors import ConfigError
     from edge.events import Event, Header, Stamp, encode
-    from edge.journal import DamagedError, DiskRefusedError, Journal, readable
+    from edge.journal import Journal
+    from edge.leaves import readable
     from edge.link import last_of
     from edge.protocol import Data, Gone
+    from edge.records import DamagedError, DiskRefusedError, frames_of
     from edge.spool import Spool
 
 PAGE = 4096  # bytes
@@ -105,12 +107,13 @@ def target(data: bytes) -> None:
         read(journal)
         write(journal)
     if way == 0:
-        for _, epoch, entry, _ in readable(FILE):
-            check(epoch, entry)
+        for record in readable(FILE):
+            gone = Gone(first=record.first, last=record.last, reason=record.reason or "")
+            check(record.epoch, gone if record.body is None else Data(record.last, frames_of(record.body)))
 
 
 def read(journal: Journal) -> None:
-    journal.waiting(), journal.size(), journal.newest()
+    journal.waiting(), journal.size(), journal.newest
     while (stream := journal.head()) is not None:
         assert stream.epoch in EPOCHS
         assert 0 <= stream.first < stream.end
@@ -155,7 +158,7 @@ def write(journal: Journal) -> None:
     journal.append([b"new"], queued=1.0)
     assert journal.read(journal.epoch, 0, 9, 9000) == [Data(0, (b"new",))]
     journal.drop("too old", older_than=30.0)
-    journal.waiting(), journal.size(), journal.newest()
+    journal.waiting(), journal.size(), journal.newest
 
 
 def first_of(entry: Data | Gone) -> int:
