@@ -34,11 +34,12 @@ def read_log(content: bytes) -> Log:
     After a power cut its end may be anything: the first frame that does not match its checksum ends it. But where
     frames behind that one go on from each other up to a commit, all were whole, and something was changed since.
     """
-    magic, version, page, _, salts = _HEADER.unpack_from(content.ljust(_FIRST, b"\0"))
-    stored = _SUM.unpack_from(content.ljust(_FIRST, b"\0"), _HEADER.size)
+    header = content[:_FIRST].ljust(_FIRST, b"\0")
+    magic, version, page, _, salts = _HEADER.unpack_from(header)
+    stored = _SUM.unpack_from(header, _HEADER.size)
     little = not magic & 1
     whole = (magic | 1, version, page) == (_MAGIC | 1, _VERSION, PAGE)
-    if not whole or _sum((0, 0), content[: _HEADER.size], little) != stored:
+    if not whole or _sum((0, 0), header[: _HEADER.size], little) != stored:
         whole, little, salts = False, sys.byteorder == "little", b""
     good: set[int] = set()  # where the frames are that go on from the one before
     seeds = {stored}  # of which one is right

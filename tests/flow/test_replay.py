@@ -21,12 +21,13 @@ from click.testing import CliRunner, Result
 
 from collector.cli import main
 from collector.keyring import allow, new_keyring
-from collector.replay import GIVE_UP, send
+from collector.replay import GIVE_UP, StoreSource, _Watch, send
 from collector.sinks import Item, Poison
 from collector.store import RETENTION, Store
 from edge.errors import WireError
 from edge.events import Event, Header, encode
 from edge.keys import new_key, read_key, secure_client
+from edge.link import Stream
 from edge.protocol import Gone
 from tests.boxes import event, person
 from tests.fakes import item
@@ -223,6 +224,25 @@ def test_nobody_there_for_a_minute_is_given_up(path: Path) -> None:
     with Store(path) as opened, pytest.raises(WireError, match="for 1 s, after 0 events and 0 missing numbers;"):
         send(opened, "tcp://127.0.0.1:1", None, lambda device, count: None, give_up=1.0)
     assert GIVE_UP == 60.0
+
+
+def test_patience_begins_anew_whenever_something_arrives(path: Path) -> None:
+    arrived: list[tuple[str, int]] = []
+    with Store(path) as opened:
+        source = StoreSource(opened, "north", [Stream(7, 0, 1060), Stream(8, 0, 300)])
+        watch = _Watch(source, "north", lambda device, count: arrived.append((device, count)), GIVE_UP)
+        for epoch, end in ((7, 10), (7, 1060), (8, 299)):
+            watch._moved_at -= 2 * GIVE_UP
+            source.forget(epoch, end)
+            assert not watch(), "it has just arrived"
+            assert not watch()
+        assert arrived == [("north", 10), ("north", 1050), ("north", 299)]
+        watch._moved_at -= 2 * GIVE_UP
+        assert watch()
+        assert not source.over, "given up"
+        source.forget(8, 300)
+        assert watch()
+        assert source.over
 
 
 # --- JSON lines -------------------------------------------------------------------------------------------------------

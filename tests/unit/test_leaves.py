@@ -236,3 +236,10 @@ def test_a_file_that_is_no_journal_holds_nothing(folder: Path) -> None:
     for content in (b"", b"x", bytes(10 * PAGE), random.Random(1).randbytes(10 * PAGE), b"\x0d" * 20 * PAGE):
         path.write_bytes(content)
         assert list(readable(path)) == []
+
+
+def test_a_log_that_ends_anywhere_is_read_as_far_as_it_goes(files: tuple[Files, Files]) -> None:
+    """Within its header, too, whose length is then no multiple of anything."""
+    log = files[1].log
+    for length in (*range(200), *range(LOG_HEADER + FRAME - 30, LOG_HEADER + FRAME + 30)):
+        assert read_log(log[:length]).pages.items() <= read_log(log).pages.items(), length
