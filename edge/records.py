@@ -149,6 +149,8 @@ def translated(*, reading: bool = False) -> Iterator[None]:
         yield
     except sqlite3.ProgrammingError:  # a fault of ours
         raise
+    except UnicodeDecodeError as error:  # a text, or SQLite's own words about one
+        raise DamagedError(str(error)) from error
     except sqlite3.DatabaseError as error:
         text = str(error)
         refused = any(words in text for words in _REFUSALS) and not (reading and "I/O error" in text)
