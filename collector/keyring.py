@@ -26,7 +26,6 @@ from edge.keys import checked_key, is_key, new_key, read_key
 
 KEY = "collector.key"
 ALLOWED = "allowed.txt"
-ANY = "*"  # in a device's place: may write under any name, as `collector replay` does
 MAX_DEVICE = 200  # characters, as in an event's header
 ZAP_ADDRESS = "inproc://zeromq.zap.01"  # RFC 27's own; where libzmq asks
 ZAP_DOMAIN = b"lookout"
@@ -56,7 +55,7 @@ class Keyring:
         self._devices = read_allowed(self._path)
 
     def device_of(self, user_id: str) -> str | None:
-        """The device that this public key belongs to, ANY, or None: nobody's, or not any more.
+        """The device that this public key belongs to, "*" (it may write under any), or None: nobody's, or not any more.
 
         The User-Id of a message is its sender's key. Asked for each message, this ends a live connection's rights too.
         """

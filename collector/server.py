@@ -198,7 +198,7 @@ class Server:
         items = sessions.take()
         outcomes: list[Outcome] = []
         if items:
-            failpoint("collector.before-commit")
+            failpoint("collector.before-keep")
             outcomes = sink.add(items, received_at=time())
             failpoint("collector.after-commit")
         for peer, reply in sessions.settle(outcomes):

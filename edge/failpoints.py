@@ -19,6 +19,7 @@ POINTS = frozenset(
         "box.after-hello",
         "box.after-welcome",
         "collector.after-hello",
+        "collector.before-keep",
         "collector.before-commit",
         "collector.after-commit",
         "collector.after-ack",

@@ -67,9 +67,8 @@ class Delivery:
     refused: int = 0  # set aside by the collector
     connections: int = 0  # that were welcomed
     failures: int = 0  # tries that were not, and connections that broke
-    handshakes_refused: int = 0  # of these, by the encryption: keys that do not match
+    handshakes_refused: int = 0  # of these, in the handshake: keys that do not match, mostly
     connected: bool = False
-    acknowledged_at: float | None = None  # the machine's clock at the last Ack with progress, s
 
 
 class Link:
@@ -171,7 +170,7 @@ class Link:
                 self.delivery.delivered += 1
         if moved:
             self._source.forget(ack.epoch, ack.next)
-            self._moved_at = self.delivery.acknowledged_at = now
+            self._moved_at = now
             self._pause = FIRST_PAUSE
 
     def say(self, now: float) -> list[FromBox]:

@@ -24,7 +24,7 @@ from edge.spool import Spool
 ENDS = {  # of a connection, as libzmq tells them, in words
     zmq.Event.CLOSED: "nobody listens there",
     zmq.Event.DISCONNECTED: "the connection broke",
-    zmq.Event.HANDSHAKE_FAILED_NO_DETAIL: "the handshake failed: keys that do not match, or another kind of program",
+    zmq.Event.HANDSHAKE_FAILED_NO_DETAIL: "the handshake failed: keys that do not match, or no collector",
     zmq.Event.HANDSHAKE_FAILED_PROTOCOL: "the handshake failed: it is encrypted on one side only, or with other keys",
     zmq.Event.HANDSHAKE_FAILED_AUTH: "the collector does not know this box's key",
 }
@@ -154,7 +154,7 @@ class Publisher:
     """
 
     def __init__(self, config: PublishConfig, device: str, spool: Spool, secure: Secure | None = None) -> None:
-        self._linger, self._spool, self._left = config.linger_ms / 1000, spool, 0
+        self._linger, self._spool = config.linger_ms / 1000, spool
         self._sender = Sender(config.address, device, spool, secure)
         self._closing = threading.Event()
         self._give_up_at = 0.0  # monotonic, once closing
@@ -192,15 +192,22 @@ class Publisher:
             self._sender.wake()
         self._thread.join()
         self._sender.close()
-        self._left = self._spool.waiting()
+        self._health = self._spool.health
 
     def summary(self) -> list[str]:
         """What became of the events, for the end of a run; after `close`."""
-        done = self.delivery
-        lines = [f"{done.delivered} events delivered, {self._left} wait in the spool for the next run"]
+        done, spool = self.delivery, self._health
+        lines = [f"{done.delivered} events delivered, {spool.waiting} wait in the spool for the next run"]
+        if spool.in_memory:
+            lines.append(f"the spool is in memory, as the disk refuses: {spool.trouble}")
         if done.gone or done.refused:
             lines.append(
                 f"{done.gone} were gone before they could be sent, {done.refused} were refused by the collector"
+            )
+        if done.failures:
+            lines.append(
+                f"{done.connections} connections to the collector, and {done.failures} times none or not any more"
+                f" ({done.handshakes_refused} in the handshake)"
             )
         return lines
 

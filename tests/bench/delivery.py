@@ -179,15 +179,15 @@ def push_pull(messages: Sequence[list[bytes]], count: int) -> float:
 
 def boxes(folder: Path, count: int, events: int = 6000) -> None:
     """Many boxes in this process, without disks, before one collector with its store."""
-    street, each = Street(128), events // count
-    frames = [tuple(encode(street(Stamp(7, number)))[1:]) for number in range(SEVERAL)]
+    street, each = Street(128), events // count  # as a ListSource has them, in epoch 1
+    frames = [tuple(encode(street(Stamp(1, number)))[1:]) for number in range(SEVERAL)]
 
     def entry(device: str, number: int) -> Data:
-        header = street(Stamp(7, number)).header.model_copy(update={"device": device})
+        header = street(Stamp(1, number)).header.model_copy(update={"device": device})
         return Data(number, (header.model_dump_json(by_alias=True).encode(), *frames[number % SEVERAL]))
 
     names = [f"box-{i:03}" for i in range(count)]
-    sources = [SevenSource([entry(name, number) for number in range(each)]) for name in names]
+    sources = [ListSource([entry(name, number) for number in range(each)]) for name in names]
     with collecting(folder / f"boxes-{count}.db") as (process, address), zmq.Context() as context:
         poller, links, sockets = zmq.Poller(), [], []
         for name, source in zip(names, sources, strict=True):
@@ -222,24 +222,6 @@ def boxes(folder: Path, count: int, events: int = 6000) -> None:
         f" had {min(half)} to {max(half)} of {each}; collector's memory {mb[0]:.0f} MB at first, {np.median(mb):.0f} as"
         f" median, {max(mb):.0f} most, {mb[-1]:.0f} at the end"
     )
-
-
-class SevenSource(ListSource):
-    """A ListSource whose only epoch is 7, as its events say."""
-
-    def stream(self):  # type: ignore[no-untyped-def]
-        one = super().stream()
-        return type(one)(7, one.first, one.end)
-
-    def read(self, epoch, start, events, size):  # type: ignore[no-untyped-def]
-        found = []
-        for number in range(start, min(start + events, len(self.epochs[0]) + self._begins[0])):
-            found.append(self.epochs[0][number - self._begins[0]])
-        return found
-
-    def forget(self, epoch, end):  # type: ignore[no-untyped-def]
-        del self.epochs[0][: max(end - self._begins[0], 0)]
-        self._begins[0] = max(end, self._begins[0])
 
 
 def day(folder: Path, count: int) -> None:

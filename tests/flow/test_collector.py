@@ -608,8 +608,8 @@ def test_a_killed_collector_leaves_a_readable_store(path):
     ("point", "stored", "told"),
     [
         ("collector.after-hello", {0}, {0}),
-        ("collector.before-commit", {0}, {0}),
-        ("collector.before-commit:2", {0}, {0}),  # within the store's transaction
+        ("collector.before-keep", {0}, {0}),
+        ("collector.before-commit", {0}, {0}),  # within the store's transaction
         ("collector.after-commit", {1, 2, 3}, {0}),
         ("collector.after-ack", {1, 2, 3}, {0, 1, 2, 3}),  # it may die before the ACK has left
     ],

@@ -22,7 +22,6 @@ from zmq.utils import z85
 from collector.cli import main
 from collector.keyring import (
     ALLOWED,
-    ANY,
     KEY,
     ZAP_ADDRESS,
     Keyring,
@@ -32,6 +31,7 @@ from collector.keyring import (
     new_keyring,
     read_allowed,
 )
+from collector.sessions import ANYONE
 from edge.errors import ConfigError
 from edge.keys import is_key
 
@@ -90,7 +90,7 @@ def test_a_key_belongs_to_one_device(folder: Path) -> None:
     with pytest.raises(ConfigError, match="this is a key of 'door', and a key belongs to one device; take it"):
         allow(folder, "gate", A)
     with pytest.raises(ConfigError, match="a key belongs to one device"):
-        allow(folder, ANY, A)
+        allow(folder, ANYONE, A)
     assert read_allowed(folder / ALLOWED) == {A: "door"}
 
 
@@ -322,9 +322,9 @@ def test_two_processes_that_allow_at_once_lose_nothing(folder: Path) -> None:
 
 def test_a_keyring_knows_whose_key_is_whose(folder: Path) -> None:
     allow(folder, "door", A)
-    allow(folder, ANY, B)
+    allow(folder, ANYONE, B)
     with Keyring(folder) as keyring:
-        assert [keyring.device_of(key) for key in (A, B, C, "", A[:-1])] == ["door", ANY, None, None, None]
+        assert [keyring.device_of(key) for key in (A, B, C, "", A[:-1])] == ["door", ANYONE, None, None, None]
         assert zmq.curve_public(keyring.secret.encode()).decode() == keyring.public
         assert keyring.secret not in f"{keyring!r} {vars(keyring.__class__)!r}"
     assert keyring.secret == ""
