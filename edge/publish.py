@@ -18,7 +18,7 @@ from edge.errors import ConfigError
 from edge.events import Event, Stamp
 from edge.failpoints import failpoint
 from edge.link import Delivery, Link, Source
-from edge.protocol import Hello, encode
+from edge.protocol import MAX_CONTROL, Hello, encode
 from edge.spool import Spool
 
 ENDS = {  # of a connection, as libzmq tells them, in words
@@ -63,6 +63,7 @@ class Sender:
         self._socket.linger = 0  # what is not acknowledged is sent again
         self._socket.reconnect_ivl = -1  # a lost connection is a lost session
         self._socket.sndhwm = 0  # the window is the bound
+        self._socket.maxmsgsize = MAX_CONTROL  # a collector has no more to say
         self._socket.ipv6 = "[" in self._address
         self._monitor = self._socket.get_monitor_socket(sum(ENDS))
         try:

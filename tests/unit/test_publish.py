@@ -14,7 +14,20 @@ from edge.config import PublishConfig, SpoolConfig
 from edge.errors import ConfigError
 from edge.events import Event, Header, Stamp, decode
 from edge.link import Stream
-from edge.protocol import Ack, Data, FromBox, FromCollector, Hello, Ping, Reset, Welcome, Window, encode, from_box
+from edge.protocol import (
+    MAX_CONTROL,
+    Ack,
+    Data,
+    FromBox,
+    FromCollector,
+    Hello,
+    Ping,
+    Reset,
+    Welcome,
+    Window,
+    encode,
+    from_box,
+)
 from edge.publish import Publisher
 from edge.spool import Spool
 from tests.conftest import Deadline
@@ -52,6 +65,9 @@ class Collector:
 
     def say(self, message: FromCollector) -> None:
         self._socket.send_multipart([self._peer, *encode(message)])
+
+    def say_bytes(self, *frames: bytes) -> None:
+        self._socket.send_multipart([self._peer, *frames])
 
     def greet(self, next_: int = 0) -> Hello:
         hello = self.hear()
@@ -151,6 +167,18 @@ def test_it_begins_again_when_it_is_asked_to(collector: Collector, spool: Spool,
         assert isinstance(collector.hear(), Data)
         collector.say(Reset(reason="lost the thread"))
         assert collector.take(collector.greet(), 1) == [0]
+
+
+def test_an_answer_that_never_ends_costs_the_connection_and_no_memory(
+    collector: Collector, spool: Spool, deadline: Deadline
+) -> None:
+    with deadline("hanging up", 30), Publisher(PublishConfig(address=collector.address), "box", spool) as box:
+        box.send(event)
+        collector.greet()
+        assert isinstance(collector.hear(), Data)
+        collector.say_bytes(b"ACK", bytes(MAX_CONTROL + 1))
+        assert collector.take(collector.greet(), 1) == [0]
+    assert box.delivery.failures == 1
 
 
 def send_for_ever(publisher: Publisher) -> None:
