@@ -156,7 +156,8 @@ def test_a_collector_that_comes_late_goes_away_and_returns_gets_all_of_it(
         box.send(event)
         second = Collector(address)
         assert second.take(second.greet(next_=4), 7) == list(range(4, 11))
-        second.close()
+    second.close()  # not before the box has heard its last word: without that it would wait for all of its linger
+    assert spool.waiting() == 0
 
 
 def test_it_begins_again_when_it_is_asked_to(collector: Collector, spool: Spool, deadline: Deadline) -> None:
