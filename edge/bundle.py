@@ -16,13 +16,13 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edge.errors import BundleError
-from edge.values import Category, Floats
+from edge.values import Category, Floats, Region
 
 Precision = Literal["fp32", "fp16"]
 SquareMode = Literal["pad", "squash", "crop"]
@@ -37,6 +37,7 @@ GOLDEN = "golden.npz"
 PROMPTS = "prompts.npz"
 Channel = Annotated[int, Field(ge=0, le=255)]  # one of a pixel's three numbers
 SEAL = 64  # hex digits of a sha256
+MAX_LENGTH = 100.0  # of an adapted vector: text's have 1, and what is longer no fit made
 
 
 def sha256_of(path: Path) -> str:
@@ -124,13 +125,41 @@ MEND = "build it with `make export`, or `python -m export build RECIPE`"
 MEND_BANK = "run `python -m export prompts FILE --bundle DIR` to embed the words again"
 
 
+@dataclass(frozen=True)
+class Look:
+    """How the crops are made that a bank's vectors may be compared with.
+
+    square: None: as the bundle's manifest says. margin: added on each side as a share of the box's width and height;
+    less than 0 cuts off. flip: the crop's vector is averaged with its mirror image's.
+    """
+
+    square: SquareMode | None = None
+    margin: float = 0.0
+    flip: bool = False
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a bank learned from: which command, from which labels, of how many people and crops.
+
+    how: "calibrated" or "adapted". labels: the labelled set's name. sha256: of that set.
+    """
+
+    how: Literal["calibrated", "adapted"]
+    labels: str
+    sha256: str
+    people: int
+    crops: int
+
+
 @dataclass(frozen=True, eq=False)
 class PromptBank:
     """The words as vectors.
 
-    categories: C of them. vectors: (m, d) float32, unit rows, m = all options in the categories' order.
-    text_sha256: the text.onnx that made the vectors. image_sha256: the image.onnx they may be compared with.
-    source: the name of the prompt file.
+    categories: C of them. vectors: (m, d) float32, m = all options in the categories' order; unit rows as the text
+    tower makes them, of any length where they were adapted. text_sha256: the text.onnx that made the vectors.
+    image_sha256: the image.onnx they may be compared with. source: the name of the prompt file. look: how a crop is
+    made. fits: what was learned from labels, in order; words_sha256: the bank as it was before that ("": this one).
     """
 
     categories: tuple[Category, ...]
@@ -138,14 +167,30 @@ class PromptBank:
     text_sha256: str
     image_sha256: str
     source: str
+    look: Look = Look()
+    fits: tuple[Fit, ...] = ()
+    words_sha256: str = ""
 
     def __post_init__(self) -> None:
         options = sum(len(category.options) for category in self.categories)
         if self.vectors.dtype != np.float32 or self.vectors.ndim != 2 or len(self.vectors) != options:
             got = f"{self.vectors.dtype} {self.vectors.shape}"
             raise ValueError(f"PromptBank.vectors must be float32 ({options}, d), got {got}")
-        if not np.allclose(np.linalg.norm(self.vectors, axis=1), 1, atol=1e-3):
+        lengths = np.linalg.norm(self.vectors, axis=1)
+        if not any(fit.how == "adapted" for fit in self.fits) and not np.allclose(lengths, 1, atol=1e-3):
             raise ValueError("PromptBank.vectors must have unit rows")
+        if not (np.isfinite(lengths) & (lengths < MAX_LENGTH)).all():
+            raise ValueError(f"PromptBank.vectors must have rows shorter than {MAX_LENGTH}")
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """What has to be encoded of a person: "whole", which events carry, and whatever else a question looks at."""
+        return ("whole", *sorted({category.region for category in self.categories} - {"whole"}))
+
+    @property
+    def words(self) -> str:
+        """sha256 of the bank as the words alone make it, whatever was learned since."""
+        return self.words_sha256 or self.sha256
 
     @cached_property
     def sha256(self) -> str:
@@ -169,6 +214,9 @@ class PromptBank:
             "text_sha256": self.text_sha256,
             "image_sha256": self.image_sha256,
             "source": self.source,
+            "look": asdict(self.look),
+            "fits": [asdict(fit) for fit in self.fits],
+            "words_sha256": self.words_sha256,
         }
         buffer, vectors = io.BytesIO(), io.BytesIO()
         np.save(vectors, np.ascontiguousarray(self.vectors), allow_pickle=False)
@@ -193,11 +241,16 @@ class PromptBank:
             with zipfile.ZipFile(io.BytesIO(data)) as archive:
                 words = json.loads(archive.read("words.json"))
                 vectors = np.load(io.BytesIO(archive.read("vectors.npy")), allow_pickle=False)
-            categories = tuple(
-                Category(c["name"], c["question"], tuple(c["options"]), tuple(c["labels"]), c["sensitive"])
-                for c in words["categories"]
-            )
-            return cls(categories, vectors, words["text_sha256"], words["image_sha256"], words["source"])
+            # what came after the first version has defaults: a bank of that one is read as it was meant
+            tuples = ("options", "labels", "bias")
+            fields: list[dict[str, Any]] = [
+                {key: tuple(value) if key in tuples else value for key, value in category.items()}
+                for category in words["categories"]
+            ]
+            categories = tuple(Category(**one) for one in fields)
+            look, fits = Look(**words.get("look", {})), tuple(Fit(**fit) for fit in words.get("fits", ()))
+            sums = words["text_sha256"], words["image_sha256"]
+            return cls(categories, vectors, *sums, words["source"], look, fits, words.get("words_sha256", ""))
         except Exception as error:  # zip, numpy and JSON refuse in a dozen ways
             raise BundleError(f"{path}: sealed, but no prompt bank: {error}", remedy=MEND_BANK) from error
 

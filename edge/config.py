@@ -53,11 +53,14 @@ class DetectConfig(Settings):
 class CropConfig(Settings):
     """[crop]: what of a person the encoder sees."""
 
-    margin: float = Field(
-        default=0.0, ge=0, le=1, description="added on each side, as a share of the box's width and height"
-    )
     min_height: int = Field(
         default=24, ge=1, description="px of the source frame; smaller people are counted, not described"
+    )
+    max_per_frame: int = Field(
+        default=64,
+        ge=1,
+        description="people encoded of one frame, new and large ones first; the others are counted as skipped, so that "
+        "a crowd does not hold up the box",
     )
 
 

@@ -5,21 +5,68 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from edge.bundle import EncoderFacts
-from edge.values import Detections, Floats, Frame, Image
+from edge.boxes import iou
+from edge.bundle import EncoderFacts, Look
+from edge.values import Detections, Floats, Frame, Image, Region
+
+# Of an upright person's box: where each region begins and ends, as shares of its height.
+REGIONS: dict[Region, tuple[float, float]] = {
+    "whole": (0.0, 1.0),
+    "head": (0.0, 0.3),
+    "upper": (0.1, 0.6),
+    "lower": (0.4, 1.0),
+    "feet": (0.75, 1.0),
+}
+
+FULL_HEIGHT = 160.0  # px; encoders see 128 to 224, and more of a person adds little
+SHARP = 200.0  # variance of the Laplacian, grey levels², at which a crop counts half
+BORDER = 2.0  # px; a box that ends there may go on
 
 
-def crops_of(frame: Frame, people: Detections, facts: EncoderFacts, margin: float = 0.0) -> Image:
-    """(n, S, S, 3) uint8 BGR, one per person; n may be 0.
-
-    margin: added on each side as a share of the box's width and height, as far as the frame reaches.
-    """
-    crops = [to_square(cut(frame.image, box, margin), facts) for box in people.boxes]
+def crops_of(
+    frame: Frame, people: Detections, facts: EncoderFacts, look: Look | None = None, region: Region = "whole"
+) -> Image:
+    """(n, S, S, 3) uint8 BGR, one per person; n may be 0. look: without one, the whole box as the bundle squares it."""
+    look = look or Look()
+    facts = facts if look.square is None else facts.model_copy(update={"square": look.square})
+    crops = [to_square(cut(frame.image, part, look.margin), facts) for part in regions_of(people.boxes, region)]
     return np.stack(crops) if crops else np.zeros((0, facts.size, facts.size, 3), np.uint8)
 
 
+def regions_of(boxes: Floats, region: Region) -> Floats:
+    """The part of each box (n, 4) px x1 y1 x2 y2 in which `region` of an upright person lies: (n, 4)."""
+    top, bottom = REGIONS[region]
+    heights = boxes[:, 3] - boxes[:, 1]
+    parts = np.array(boxes, np.float32)
+    parts[:, 1], parts[:, 3] = boxes[:, 1] + top * heights, boxes[:, 1] + bottom * heights
+    return parts
+
+
+def qualities_of(frame: Frame, people: Detections) -> Floats:
+    """How well each person can be seen: (n,) float32 in 0..1, a product of what speaks for a look.
+
+    The box's height up to FULL_HEIGHT, its sharpness (the variance of the Laplacian, which blur lowers: Pech-Pacheco et
+    al. 2000), the detector's score, the share of it that no other box covers, and half for a box cut by the border.
+    """
+    qualities = np.zeros(len(people), np.float32)
+    for i, box in enumerate(people.boxes):
+        height = min(float(box[3] - box[1]) / FULL_HEIGHT, 1)
+        grey = cv2.cvtColor(cut(frame.image, box), cv2.COLOR_BGR2GRAY)
+        variance = float(cv2.Laplacian(grey, cv2.CV_32F).var())
+        others = np.delete(people.boxes, i, axis=0)
+        free = 1 - float(iou(box, others).max(initial=0))
+        border = (box <= BORDER).any() or box[2] >= frame.width - BORDER or box[3] >= frame.height - BORDER
+        sharp = variance / (variance + SHARP)
+        qualities[i] = height * sharp * people.scores[i] * free * (0.5 if border else 1)
+    return qualities
+
+
 def cut(image: Image, box: Floats, margin: float = 0.0) -> Image:
-    """The pixels (h, w, 3) that a box (4,) px x1 y1 x2 y2 touches, at least one; a view, not a copy."""
+    """The pixels (h, w, 3) that a box (4,) px x1 y1 x2 y2 touches, at least one; a view, not a copy.
+
+    margin: added on each side as a share of the box's width and height, as far as the frame reaches; less than 0 cuts
+    off.
+    """
     height, width = image.shape[:2]
     grow = margin * (box[2:] - box[:2]) if margin else 0
     # clipped before they become whole numbers, which have an end

@@ -22,16 +22,17 @@ _GREY = 128  # Darknet fills a letterbox with 0.5
 class Detector:
     """Finds the people of each frame.
 
-    Raises BundleError where the bundle keeps no class "person".
+    low: also tells of boxes with a score above it that are no people by the configuration and overlap none; a tracker
+    knows what to make of them. Raises BundleError where the bundle keeps no class "person".
     """
 
-    def __init__(self, session: Session, facts: DetectorFacts, config: DetectConfig) -> None:
+    def __init__(self, session: Session, facts: DetectorFacts, config: DetectConfig, low: float | None = None) -> None:
         if PERSON not in facts.classes:
             kept = ", ".join(facts.classes)
             raise BundleError(
                 f"the detector keeps no class {PERSON!r}", got=kept, remedy="add it to `keep` in the recipe"
             )
-        self._session, self._facts, self._config = session, facts, config
+        self._session, self._facts, self._config, self._low = session, facts, config, low
         self._column = facts.classes.index(PERSON)
 
     def __call__(self, frames: Sequence[Frame]) -> list[Detections]:
@@ -50,9 +51,17 @@ class Detector:
 
     def _people(self, frame: Frame, boxes: Floats, scores: Floats) -> Detections:
         """boxes: (A, 4) in 0..1 of the net input. scores: (A,)."""
-        likely = scores > self._config.threshold
-        placed = unfit(boxes[likely], frame.width, frame.height, self._facts)
-        return one_per_person(placed, scores[likely], self._config.iou, self._config.overlap)
+        threshold, iou = self._config.threshold, self._config.iou
+        seen = scores > (threshold if self._low is None else min(self._low, threshold))
+        placed, scores = unfit(boxes[seen], frame.width, frame.height, self._facts), scores[seen]
+        likely = scores > threshold
+        people = one_per_person(placed[likely], scores[likely], iou, self._config.overlap)
+        if self._low is None:
+            return people
+        maybe = one_per_person(placed[~likely], scores[~likely], iou, self._config.overlap)
+        apart = (overlap_of(maybe.boxes[:, None], people.boxes[None]) <= iou).all(axis=1)
+        rest = maybe[np.asarray(apart, bool)]
+        return Detections(np.concatenate([people.boxes, rest.boxes]), np.concatenate([people.scores, rest.scores]))
 
 
 def fit(image: Image, width: int, height: int, resize: ResizeMode) -> Image:

@@ -17,8 +17,15 @@ class Encoder:
     def __init__(self, session: Session, facts: EncoderFacts) -> None:
         self._session, self._facts = session, facts
 
-    def __call__(self, crops: Image) -> Floats:
-        """(n, S, S, 3) uint8 BGR -> (n, d) float32, unit rows; n may be 0. Raises BackendError."""
+    def __call__(self, crops: Image, flip: bool = False) -> Floats:
+        """(n, S, S, 3) uint8 BGR -> (n, d) float32, unit rows; n may be 0. Raises BackendError.
+
+        flip: each row is the mean of the crop's and of its mirror image's vector, at twice the cost.
+        """
+        if flip:
+            both = self(crops) + self(np.ascontiguousarray(crops[:, :, ::-1]))
+            lengths = np.linalg.norm(both, axis=1, keepdims=True)
+            return np.asarray(both / np.maximum(lengths, np.finfo(np.float32).tiny), np.float32)
         runs = [crops[start : start + MAX_BATCH] for start in range(0, len(crops), MAX_BATCH)]
         vectors = [np.asarray(self._session.run({"image": run})["embedding"], np.float32) for run in runs]
         return np.concatenate(vectors) if vectors else np.zeros((0, self._facts.dim), np.float32)

@@ -19,6 +19,7 @@ from edge.errors import WireError
 Half = NDArray[np.float16]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Pixels = Annotated[int, Field(gt=0, lt=2**31)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 MAX_HEADER = 4 << 20  # bytes; two hundred people with 13 categories are about 200 kB
 MAX_CROP = 16 << 20  # bytes
@@ -41,6 +42,12 @@ class Answer(_Record):
 
     category: str
     top: tuple[Choice, ...] = Field(min_length=1, description="the best options, most probable first")
+    unknown: Literal[True] | None = Field(
+        default=None, description="true: by its calibration the best option is not probable enough to be believed"
+    )
+    support: Probability | None = Field(
+        default=None, description="share of the looks at this track, weighted by quality, that said the best option"
+    )
 
 
 class Person(_Record):
@@ -50,6 +57,19 @@ class Person(_Record):
     score: Probability = Field(description="the detector's objectness x class probability")
     answers: tuple[Answer, ...]
     crop: bool = Field(default=False, description="true: a JPEG of this person is among the frames of the message")
+    track: Count | None = Field(
+        default=None, description="the same person in other events of this device, epoch and camera has the same number"
+    )
+    looks: Count | None = Field(default=None, description="how many crops of this track the answers rest on")
+
+
+class Ended(_Record):
+    """A track that will not come back."""
+
+    track: Count
+    frames: Count = Field(description="in how many frames it was seen")
+    first_seen: float = Field(description="seconds since 1970, UTC")
+    last_seen: float = Field(description="seconds since 1970, UTC")
 
 
 class Header(_Record):
@@ -67,7 +87,8 @@ class Header(_Record):
     bank: str = Field(description="sha256 of the prompt bank")
     embedding_dim: int = Field(gt=0, le=65536, description="d of the float16 (n, d) frame")
     people: tuple[Person, ...] = Field(description="n people, best score first")
-    skipped: int = Field(default=0, ge=0, lt=2**63, description="people found but too small to describe")
+    skipped: Count = Field(default=0, description="people found but not described: too small, or too many at once")
+    ended: tuple[Ended, ...] = Field(default=(), description="tracks that ended since the event before")
     notices: tuple[Annotated[str, Field(max_length=500)], ...] = Field(
         default=(), max_length=20, description="what the box has to say of itself since its last event"
     )

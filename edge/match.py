@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from edge.bundle import PromptBank
-from edge.values import Floats, Matches
+from edge.values import Floats, Matches, Region, columns_of
 
 
-def match(vectors: Floats, bank: PromptBank, logit_scale: float) -> Matches:
+def match(vectors: Mapping[Region, Floats], bank: PromptBank, logit_scale: float) -> Matches:
     """How well every option of the bank fits every person.
 
-    vectors: (n, d) float32, unit rows; n may be 0. logit_scale: CLIP's trained factor on the cosine (Radford et al.
-    2021), the inverse of the softmax's temperature.
+    vectors: of "whole" and of every region that the bank looks at, (n, d) float32, unit rows; n may be 0. logit_scale:
+    CLIP's trained factor on the cosine (Radford et al. 2021), the inverse of the softmax's temperature. A calibrated
+    category divides the logits by a temperature of its own (Guo et al. 2017) and adds its options' bias.
     """
-    logits = logit_scale * (vectors @ bank.vectors.T)  # (n, m)
-    probabilities = np.empty_like(logits)
-    start = 0
-    for category in bank.categories:
-        columns = slice(start, start + len(category.options))
-        probabilities[:, columns] = softmax(logits[:, columns])
-        start = columns.stop
+    probabilities = np.empty((len(vectors["whole"]), len(bank.vectors)), np.float32)
+    for category, columns in columns_of(bank.categories):
+        logits = logit_scale * (vectors[category.region] @ bank.vectors[columns].T) / category.temperature
+        if category.bias:
+            logits = logits + np.array(category.bias, np.float32)
+        probabilities[:, columns] = softmax(logits)
     return Matches(bank.categories, probabilities)
 
 

@@ -10,12 +10,14 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from edge import events
+from edge.boxes import area
 from edge.bundle import PROMPTS, Bundle, PromptBank
 from edge.capture import Cameras
 from edge.config import CropConfig
@@ -35,7 +37,7 @@ POLL = 0.2  # s; how soon the loop notices that it should stop
 class Described:
     """A frame and its people in words: n people, vectors (n, d) float32 unit rows, n matches.
 
-    skipped: people found but too small to describe. bank: sha256 of the words used.
+    skipped: people found but too small, or too many, to describe. bank: sha256 of the words used.
     """
 
     frame: Frame
@@ -108,23 +110,34 @@ class Describer:
         self._words.refresh()
         with self.timings.measure("detect", len(frames)):
             found = self._detector(frames)
-            people = [one[tall_enough(one, self._crop.min_height)] for one in found]
+            tall = [one[tall_enough(one, self._crop.min_height)] for one in found]
+            people = [one[largest(one, self._crop.max_per_frame)] for one in tall]
+        bank, each = self._words.permitted, list(zip(frames, people, strict=True))
         with self.timings.measure("crop", len(frames)):
-            crops = [crops_of(f, p, self._facts, self._crop.margin) for f, p in zip(frames, people, strict=True)]
+            crops = {
+                region: np.concatenate([crops_of(f, p, self._facts, bank.look, region) for f, p in each])
+                for region in bank.regions
+            }
         with self.timings.measure("encode", len(frames)):
-            vectors = self._encoder(np.concatenate(crops))
+            vectors = {region: self._encoder(own, bank.look.flip) for region, own in crops.items()}
         with self.timings.measure("match", len(frames)):
-            each = np.split(vectors, np.cumsum([len(p) for p in people])[:-1])  # (n_i, d) per frame
-            matches = [match(own, self._words.permitted, self._facts.logit_scale) for own in each]
+            ends = np.cumsum([0, *(len(one) for one in people)])
+            own = [{region: part[start:end] for region, part in vectors.items()} for start, end in pairwise(ends)]
+            matches = [match(one, bank, self._facts.logit_scale) for one in own]
         return [
-            Described(frame, kept, own, matched, len(one) - len(kept), self._words.bank.sha256)
-            for frame, one, kept, own, matched in zip(frames, found, people, each, matches, strict=True)
+            Described(frame, kept, mine["whole"], matched, len(one) - len(kept), self._words.bank.sha256)
+            for frame, one, kept, mine, matched in zip(frames, found, people, own, matches, strict=True)
         ]
 
 
 def tall_enough(people: Detections, min_height: int) -> NDArray[np.bool_]:
     """(n,) bool: the box is at least `min_height` px high."""
     return np.asarray(people.boxes[:, 3] - people.boxes[:, 1] >= min_height)
+
+
+def largest(people: Detections, limit: int) -> NDArray[np.intp]:
+    """The `limit` people with the largest boxes, as indices in the order they stand in."""
+    return np.asarray(np.sort(np.argsort(-area(people.boxes), kind="stable")[:limit]), np.intp)
 
 
 @dataclass(frozen=True)
@@ -165,6 +178,8 @@ class Reporter:
                     events.Choice(option=c.option, label=c.label, probability=round(c.probability, 4))
                     for c in answer.top
                 ),
+                unknown=answer.unknown or None,
+                support=None if answer.support is None else round(answer.support, 4),
             )
             for answer in described.matches.answers(person, self.top_k)
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 Image = NDArray[np.uint8]  # (H, W, 3) BGR
 Floats = NDArray[np.float32]
 Backend = Literal["onnxruntime"]  # what executes a graph
+Region = Literal["whole", "head", "upper", "lower", "feet"]  # the part of a person that a question looks at
 
 
 def _check(name: str, array: NDArray[np.generic], dtype: type[np.generic], shape: tuple[int | None, ...]) -> None:
@@ -88,6 +90,10 @@ class Category:
 
     name: "sleeve length". question: "sleeve length of this person is". options: at least two, unique.
     labels: one per option, its name in a second language, or None. sensitive: answered only where the owner says so.
+    region: where the answer is looked for.
+
+    What calibration found, neutral without it: temperature divides the logits, bias (one per option; empty: none) is
+    added to them, and an answer whose probability is below threshold is not known.
     """
 
     name: str
@@ -95,12 +101,29 @@ class Category:
     options: tuple[str, ...]
     labels: tuple[str | None, ...]
     sensitive: bool = False
+    region: Region = "whole"
+    temperature: float = 1.0
+    bias: tuple[float, ...] = ()
+    threshold: float = 0.0
 
     def __post_init__(self) -> None:
+        if not 0 < self.temperature < math.inf or not 0 <= self.threshold <= 1:
+            got = f"{self.temperature}, {self.threshold}"
+            raise ValueError(f"Category {self.name!r} must have a temperature > 0 and a threshold in 0..1, got {got}")
+        if self.bias and (len(self.bias) != len(self.options) or not all(map(math.isfinite, self.bias))):
+            raise ValueError(f"Category {self.name!r} must have no bias or a finite one per option, got {self.bias}")
         if len(self.options) < 2 or len(set(self.options)) < len(self.options):
             raise ValueError(f"Category {self.name!r} must have two or more different options, got {self.options}")
         if len(self.labels) != len(self.options):
             raise ValueError(f"Category {self.name!r} must have a label or None per option, got {self.labels}")
+
+
+def columns_of(categories: Iterable[Category]) -> Iterator[tuple[Category, slice]]:
+    """Each category with the place of its options in a row that has those of all categories, in order."""
+    start = 0
+    for category in categories:
+        yield category, slice(start, start + len(category.options))
+        start += len(category.options)
 
 
 @dataclass(frozen=True)
@@ -114,10 +137,16 @@ class Choice:
 
 @dataclass(frozen=True)
 class Answer:
-    """One category's best options for one person, most probable first."""
+    """One category's best options for one person, most probable first.
+
+    unknown: the best one is not probable enough to be believed. support: of a person seen over time, the share of the
+    looks at them, weighted by quality, that said the best one; else None.
+    """
 
     category: Category
     top: tuple[Choice, ...]
+    unknown: bool = False
+    support: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,26 +154,29 @@ class Matches:
     """How well every option fits every person.
 
     categories: C of them. probabilities: (n, m) float32, m = all options in the categories' order; each category's
-    columns sum to 1 for every person.
+    columns sum to 1 for every person. support: (n, C) float32 in 0..1 of people seen over time, see Answer; or None.
     """
 
     categories: tuple[Category, ...]
     probabilities: Floats
+    support: Floats | None = None
 
     def __post_init__(self) -> None:
         options = sum(len(category.options) for category in self.categories)
         _check("Matches.probabilities", self.probabilities, np.float32, (None, options))
+        if self.support is not None:
+            _check("Matches.support", self.support, np.float32, (len(self.probabilities), len(self.categories)))
 
     def __len__(self) -> int:
         return len(self.probabilities)
 
     def answers(self, person: int, top_k: int) -> tuple[Answer, ...]:
         """Each category's `top_k` best options (all of them where there are fewer) for person number `person`."""
-        answers, start = [], 0
-        for category in self.categories:
-            row = self.probabilities[person, start : start + len(category.options)]
+        answers = []
+        for number, (category, columns) in enumerate(columns_of(self.categories)):
+            row = self.probabilities[person, columns]
             best: Sequence[int] = np.argsort(-row, kind="stable")[:top_k].tolist()
             choices = tuple(Choice(category.options[i], float(row[i]), category.labels[i]) for i in best)
-            answers.append(Answer(category, choices))
-            start += len(category.options)
+            support = None if self.support is None else float(self.support[person, number])
+            answers.append(Answer(category, choices, choices[0].probability < category.threshold, support))
         return tuple(answers)

@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -35,9 +35,9 @@ from export.checkpoint import read_checkpoint
 from export.clip import ClipGraphs, onnx_from_clip
 from export.darknet import onnx_from_darknet
 from export.pack import bundle_from_parts, reuse, workplace
-from export.prompts import Prompts, bank_from_prompts, prompt_tokens, read_prompts
+from export.prompts import bank_in, prompt_tokens, read_prompts
 from export.recipe import DetectorRecipe, EncoderRecipe, Recipe
-from export.tokenizer import CONTEXT, END, Tokenizer, Tokens
+from export.tokenizer import CONTEXT, END, Tokenizer
 from export.verify import PHRASES, golden_from_picture, verify
 
 Say = Callable[[str, str], None]  # (step, what became of it)
@@ -114,8 +114,8 @@ def build(recipe: Recipe, target: Path, say: Say) -> Bundle:
         sha256s = {path.name: sha256_of(path) for path in folder.iterdir()}
         words_of = [recipe.prompts.name, prompts.model_dump(), _code("prompts.py", "tokenizer.py")]
         bank = steps.words(
-            [*words_of, sha256s[TEXT], sha256s[IMAGE], sha256s[VOCABULARY]],
-            lambda: _embedded(recipe.prompts.name, prompts, tokens, folder, sha256s),
+            [*words_of, sha256s[TEXT], sha256s[IMAGE], sha256s[VOCABULARY], encoder_facts.square],
+            lambda: bank_in(folder, recipe.prompts.name, prompts, tokens, sha256s, encoder_facts),
         )
         manifest = Manifest(
             name=recipe.name,
@@ -126,20 +126,6 @@ def build(recipe: Recipe, target: Path, say: Say) -> Bundle:
             steps=steps.keys,
         )
         return bundle_from_parts(folder, manifest, bank, target)
-
-
-def embed_prompts(path: Path, bundle: Bundle) -> PromptBank:
-    """The bank of one prompt file for this bundle. Raises ConfigError, ModelError, BackendError."""
-    prompts = read_prompts(path)
-    tokens = prompt_tokens(path, prompts, Tokenizer(bundle.file(VOCABULARY)))
-    return _embedded(path.name, prompts, tokens, bundle.path, bundle.manifest.files)
-
-
-def _embedded(source: str, prompts: Prompts, tokens: Tokens, folder: Path, sha256s: Mapping[str, str]) -> PromptBank:
-    """The bank by the text tower that lies in `folder`. sha256s: of the files there."""
-    with open_session(folder / TEXT) as text:
-        sums = {"text_sha256": sha256s[TEXT], "image_sha256": sha256s[IMAGE]}
-        return bank_from_prompts(source, prompts, tokens, text, **sums)
 
 
 def _opened(target: Path, say: Say) -> Bundle | None:
@@ -171,17 +157,23 @@ class _Steps:
         self._say(name, f"{made} ({time.perf_counter() - start:.1f} s)")
 
     def words(self, inputs: Sequence[object], make: Callable[[], PromptBank]) -> PromptBank:
-        """The same for the bank, which `python -m export prompts` may have replaced since."""
+        """The same for the bank, which `python -m export prompts` may have replaced since.
+
+        What calibrate and adapt made of the same words stays.
+        """
         key = _key(inputs)
-        if self._old and self._old.manifest.steps.get("prompts") == f"{key} {self._old.bank.sha256}":
+        if self._old and self._old.manifest.steps.get("prompts") == f"{key} {self._old.bank.words}":
             bank = self._old.bank
-            self._say("prompts", "unchanged")
+            self._say("prompts", "unchanged" + "".join(f", {fit.how} on {fit.labels}" for fit in bank.fits))
         else:
+            if self._old and self._old.bank.fits:
+                how = " and ".join(fit.how for fit in self._old.bank.fits)
+                self._say("prompts", f"the bank before was {how}; these words are others, and are not")
             start = time.perf_counter()
             bank = make()
             said = f"{bank.source}: {len(bank.categories)} categories, {len(bank.vectors)} options"
             self._say("prompts", f"{said} ({time.perf_counter() - start:.1f} s)")
-        self.keys["prompts"] = f"{key} {bank.sha256}"
+        self.keys["prompts"] = f"{key} {bank.words}"
         return bank
 
 

@@ -18,12 +18,12 @@ from edge.bundle import IMAGE, TEXT, Precision, open_bundle
 from edge.commands import Commands
 from edge.errors import ConfigError
 from export.build import build as build_bundle
-from export.build import embed_prompts
 from export.checkpoint import read_checkpoint
 from export.clip import onnx_from_clip
 from export.coco import COCO
 from export.darknet import onnx_from_darknet
 from export.pack import alone, replace_bank
+from export.prompts import embed_prompts
 from export.recipe import fetched, read_recipe
 from export.samples import find_sample
 from export.weights import cache_folder

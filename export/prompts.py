@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 from pydantic import Field
 
-from edge.backend import Session
-from edge.bundle import PromptBank
+from edge.backend import Session, open_session
+from edge.bundle import IMAGE, TEXT, VOCABULARY, Bundle, EncoderFacts, Look, PromptBank, SquareMode
 from edge.config import Settings, read_toml
 from edge.errors import ConfigError, LookoutError
-from edge.values import Category, Floats
+from edge.values import Category, Floats, Region
 from export.tokenizer import Tokenizer, Tokens
 
 _BATCH = 64  # phrases in one run of the text tower
@@ -34,12 +34,27 @@ class CategoryPrompts(Settings):
     name: Words
     question: Words = Field(description="how a report begins: 'gender of this person is'")
     sensitive: bool = Field(default=False, description="answered only where the box's [match] sensitive names it")
+    region: Region = Field(default="whole", description="the part of the box that is looked at")
     option: tuple[OptionPrompts, ...] = Field(strict=False)
+
+
+class LookPrompts(Settings):
+    """[look]: how a person becomes the picture that the encoder sees."""
+
+    square: SquareMode | None = Field(default=None, description="as in the recipe, which it overrides")
+    margin: float = Field(
+        default=0.0,
+        ge=-0.3,
+        le=1,
+        description="added on each side, as a share of the box's width and height; less than 0 cuts off",
+    )
+    flip: bool = Field(default=False, description="look at the mirror image too, at twice the cost")
 
 
 class Prompts(Settings):
     """prompts/*.toml."""
 
+    look: LookPrompts = LookPrompts()
     category: tuple[CategoryPrompts, ...] = Field(min_length=1, strict=False)
 
 
@@ -64,13 +79,36 @@ def read_prompts(path: Path) -> Prompts:
     return prompts
 
 
+def embed_prompts(path: Path, bundle: Bundle) -> PromptBank:
+    """The bank of one prompt file for this bundle. Raises ConfigError, ModelError, BackendError."""
+    prompts = read_prompts(path)
+    tokens = prompt_tokens(path, prompts, Tokenizer(bundle.file(VOCABULARY)))
+    return bank_in(bundle.path, path.name, prompts, tokens, bundle.manifest.files, bundle.manifest.encoder)
+
+
+def bank_in(
+    folder: Path, source: str, prompts: Prompts, tokens: Tokens, sha256s: Mapping[str, str], facts: EncoderFacts
+) -> PromptBank:
+    """The bank by the text tower that lies in `folder`. sha256s: of the files there. Otherwise as below."""
+    with open_session(folder / TEXT) as text:
+        sums = {"text_sha256": sha256s[TEXT], "image_sha256": sha256s[IMAGE]}
+        return bank_from_prompts(source, prompts, tokens, text, facts.square, **sums)
+
+
 def bank_from_prompts(
-    source: str, prompts: Prompts, tokens: Tokens, text: Session, *, text_sha256: str, image_sha256: str
+    source: str,
+    prompts: Prompts,
+    tokens: Tokens,
+    text: Session,
+    square: SquareMode,
+    *,
+    text_sha256: str,
+    image_sha256: str,
 ) -> PromptBank:
     """Embed the words: an option's vector is the renormalised mean of its phrases' unit vectors.
 
     source: the prompt file's name. tokens: (p, 77), what `prompt_tokens` made of the prompts. text: a session of
-    text.onnx. Raises BackendError.
+    text.onnx. square: the bundle's, where the prompts name none. Raises BackendError.
     """
     runs = [text.run({"tokens": tokens[i : i + _BATCH]})["embedding"] for i in range(0, len(tokens), _BATCH)]
     embeddings: Floats = np.concatenate(runs)  # (p, d)
@@ -78,10 +116,13 @@ def bank_from_prompts(
     means = np.stack([part.mean(axis=0) for part in np.split(embeddings, np.cumsum(counts)[:-1])])  # (m, d)
     vectors = (means / np.linalg.norm(means, axis=1, keepdims=True)).astype(np.float32)
     categories = tuple(
-        Category(c.name, c.question, tuple(o.name for o in c.option), tuple(o.label for o in c.option), c.sensitive)
+        Category(
+            c.name, c.question, tuple(o.name for o in c.option), tuple(o.label for o in c.option), c.sensitive, c.region
+        )
         for c in prompts.category
     )
-    return PromptBank(categories, vectors, text_sha256, image_sha256, source)
+    look = Look(prompts.look.square or square, prompts.look.margin, prompts.look.flip)
+    return PromptBank(categories, vectors, text_sha256, image_sha256, source, look)
 
 
 def _twice(names: Iterator[str]) -> Iterator[str]:

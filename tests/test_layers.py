@@ -21,7 +21,20 @@ DELIVERY = frozenset(
 )  # what publish is made of
 DEVICES = frozenset({"ort", "trt", "cuda"})
 STAGES = frozenset(
-    {"capture", "detect", "crop", "encode", "match", "golden", "track", "publish", "push", "health", "draw"}
+    {
+        "capture",
+        "detect",
+        "crop",
+        "encode",
+        "match",
+        "golden",
+        "track",
+        "identities",
+        "publish",
+        "push",
+        "health",
+        "draw",
+    }
 )
 
 # file of edge/ -> the files of edge/ it may import

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edge.bundle import EncoderFacts, SquareMode
+from edge.bundle import EncoderFacts, Look, SquareMode
 from edge.crop import crops_of, cut, resized, to_square
 from edge.values import Detections, Frame, Image
 from tests.fakes import ENCODER_FACTS, frame
@@ -196,7 +196,7 @@ def test_growing_is_smooth() -> None:
 def test_one_crop_per_person(n: int, mode: SquareMode) -> None:
     boxes = np.array([[i, i, i + 4 + i, i + 9] for i in range(n)], F32).reshape(n, 4)
     one = Frame("door", 0, 0.0, chart())
-    crops = crops_of(one, Detections(boxes, np.ones(n, F32)), facts(mode), margin=0.1)
+    crops = crops_of(one, Detections(boxes, np.ones(n, F32)), facts("pad"), Look(mode, 0.1))
     assert crops.shape == (n, 16, 16, 3)
     assert crops.dtype == np.uint8
     for crop, edges in zip(crops, boxes, strict=True):

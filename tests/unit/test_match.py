@@ -50,7 +50,7 @@ def test_match_against_plain_loops(n: int, options: tuple[int, ...]) -> None:
         for i, count in enumerate(options)
     )
     words, vectors = unit_rows(sum(options), 8, seed=1), unit_rows(n, 8, seed=2)
-    matches = match(vectors, PromptBank(categories, words, "t", "i", "s"), SCALE)
+    matches = match({"whole": vectors}, PromptBank(categories, words, "t", "i", "s"), SCALE)
     assert matches.categories == categories
     assert matches.probabilities.shape == (n, sum(options))
     for person in range(n):
@@ -68,7 +68,7 @@ def test_match_against_plain_loops(n: int, options: tuple[int, ...]) -> None:
 
 def test_a_vector_equal_to_a_word_is_that_word() -> None:
     words = PromptBank((Category("c", "q", ("x", "y"), (None, None)),), np.eye(2, dtype=np.float32), "t", "i", "s")
-    matches = match(np.eye(2, dtype=np.float32), words, 100.0)
+    matches = match({"whole": np.eye(2, dtype=np.float32)}, words, 100.0)
     assert [matches.answers(person, 1)[0].top[0].option for person in range(2)] == ["x", "y"]
     assert matches.probabilities.min() < 1e-30, "e to the minus 100"
 
@@ -78,10 +78,13 @@ def test_a_box_that_may_answer_nothing_answers_nothing(n: int) -> None:
     allowed = bank().permitted([])
     assert [category.name for category in allowed.categories] == ["sleeve length"]
     none = PromptBank((), np.zeros((0, 4), np.float32), "t", "i", "s")
-    assert match(unit_rows(n, 4), none, SCALE).probabilities.shape == (n, 0)
+    assert match({"whole": unit_rows(n, 4)}, none, SCALE).probabilities.shape == (n, 0)
 
 
 def test_leaving_a_category_out_leaves_the_others_as_they_were() -> None:
     vectors = unit_rows(3, 4, seed=5)
-    everything, allowed = match(vectors, bank(), SCALE), match(vectors, bank().permitted([]), SCALE)
+    everything, allowed = (
+        match({"whole": vectors}, bank(), SCALE),
+        match({"whole": vectors}, bank().permitted([]), SCALE),
+    )
     np.testing.assert_allclose(allowed.probabilities, everything.probabilities[:, :3], rtol=1e-4)

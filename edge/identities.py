@@ -1,0 +1,129 @@
+"""What is known of each track of one camera: when to look at it again, and what the looks at it said together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.values import Category, Floats, Matches, columns_of
+
+GROWN = 1.5  # times the largest area so far: closer to the camera there is more to see
+BETTER = 1.5  # times the best quality so far
+
+Indices = NDArray[np.intp]
+Ids = NDArray[np.int64]
+
+
+@dataclass
+class _Known:
+    """One track. frame: of the last look. Sums over the looks, weighted by quality, in float64: they may be many."""
+
+    looks: int = 0
+    frame: int = 0
+    area: float = 0.0
+    quality: float = 0.0
+    weight: float = 0.0
+    vectors: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))  # (d,)
+    probabilities: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))  # (m,)
+    votes: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))  # (m,)
+    told: tuple[str | None, ...] | None = None  # the best option of each category, None where unknown
+
+
+class Identities:
+    """The tracks of one camera, by their numbers.
+
+    every: frames after which a track is looked at again though nothing about it is better.
+    """
+
+    def __init__(self, every: int) -> None:
+        self._every = every
+        self._known: dict[int, _Known] = {}
+
+    def due(self, ids: Ids, areas: Floats, qualities: Floats, frame: int) -> Indices:
+        """Who is worth a look, the most pressing first: (k,) indices into the (n,) arrays.
+
+        Those never looked at come first, then those that have grown or are clearly better to see, then those last
+        looked at long ago; within each the largest. areas: px². qualities: see `edge.crop.qualities_of`.
+        """
+        ranks = np.array(
+            [self._rank(*one, frame) for one in zip(ids.tolist(), areas.tolist(), qualities.tolist(), strict=True)], int
+        )
+        order = np.lexsort((-areas, ranks))
+        return np.asarray(order[ranks[order] < _LATER], np.intp)
+
+    def _rank(self, track: int, area: float, quality: float, frame: int) -> int:
+        known = self._known.get(track)
+        if known is None or not known.looks:
+            return 0
+        if area > GROWN * known.area or quality > BETTER * known.quality:
+            return 1
+        return 2 if frame - known.frame >= self._every else _LATER
+
+    def look(self, ids: Ids, areas: Floats, qualities: Floats, frame: int, vectors: Floats, matches: Matches) -> None:
+        """Add one look at each of k tracks. vectors: (k, d) of the whole person. matches: of k people."""
+        votes = _votes(matches)
+        for i, track in enumerate(ids.tolist()):
+            known = self._known.setdefault(track, _Known())
+            weight = max(float(qualities[i]), 1e-6)  # a bad look is better than none
+            if not known.looks:
+                known.vectors, known.probabilities = np.zeros(vectors.shape[1]), np.zeros(votes.shape[1])
+                known.votes = np.zeros(votes.shape[1])
+            known.looks, known.frame, known.weight = known.looks + 1, frame, known.weight + weight
+            known.area, known.quality = max(known.area, float(areas[i])), max(known.quality, weight)
+            known.vectors += weight * vectors[i]
+            known.probabilities += weight * matches.probabilities[i]
+            known.votes += weight * votes[i]
+
+    def looks(self, ids: Ids) -> NDArray[np.int64]:
+        """(n,) how often each was looked at."""
+        return np.array([self._known[i].looks if i in self._known else 0 for i in ids.tolist()], np.int64)
+
+    def said(self, ids: Ids, categories: Sequence[Category], dim: int) -> tuple[Floats, Matches]:
+        """Of n tracks that were looked at: the mean of their vectors, (n, d) unit rows, and the consensus.
+
+        A consensus is the mean of the looks' probabilities; its support the share of the looks that had its best
+        option as theirs. Both are weighted by quality.
+        """
+        known = [self._known[track] for track in ids.tolist()]
+        width = sum(len(category.options) for category in categories)
+        vectors = np.array([one.vectors / max(float(np.linalg.norm(one.vectors)), 1e-12) for one in known], np.float32)
+        shares = np.array([one.probabilities / one.weight for one in known], np.float32).reshape(len(known), width)
+        votes = np.array([one.votes / one.weight for one in known], np.float32).reshape(len(known), width)
+        support = np.zeros((len(known), len(categories)), np.float32)
+        for number, (_, columns) in enumerate(columns_of(categories)):
+            best = shares[:, columns].argmax(axis=1)
+            support[:, number] = np.minimum(votes[np.arange(len(known)), columns.start + best], 1)
+        return vectors.reshape(len(known), dim), Matches(tuple(categories), shares, support)
+
+    def news(self, ids: Ids, matches: Matches) -> Indices:
+        """Whose answers are not those told last time; from now on they are told. (k,) indices into `ids`."""
+        changed = []
+        for i, track in enumerate(ids.tolist()):
+            told = tuple(None if one.unknown else one.top[0].option for one in matches.answers(i, 1))
+            if told != self._known[track].told:
+                self._known[track].told = told
+                changed.append(i)
+        return np.array(changed, np.intp)
+
+    def forget(self, tracks: Iterable[int]) -> list[int]:
+        """These have ended; which of them had been looked at."""
+        return [track for track in tracks if self._known.pop(track, None) is not None]
+
+    def restart(self) -> None:
+        """The words changed: nothing that was said in the old ones counts, and everybody is looked at again."""
+        self._known.clear()
+
+
+_LATER = 3  # a rank
+
+
+def _votes(matches: Matches) -> Floats:
+    """(n, m) float32: 1 for the best option of each category, else 0."""
+    votes = np.zeros_like(matches.probabilities)
+    for _, columns in columns_of(matches.categories):
+        best = matches.probabilities[:, columns].argmax(axis=1)
+        votes[np.arange(len(votes)), columns.start + best] = 1
+    return votes
