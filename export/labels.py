@@ -166,7 +166,8 @@ def _csv_table(path: Path, categories: Sequence[Category]) -> _Table:
     for number, name in enumerate(header, 1):
         if not name or name in header[: number - 1]:
             raise ConfigError(f"{path}: column {number}: " + (f"a second {name!r}" if name else "has no name"))
-    options = {category.name: category.options for category in categories}
+    answered = [name for name in header if name not in ("image", "person")]
+    options = {category.name: category.options for category in categories if category.name in answered}
     rows = []
     for line, cells in lines[1:]:
         where = f"line {line}"
@@ -175,12 +176,12 @@ def _csv_table(path: Path, categories: Sequence[Category]) -> _Table:
             got = f"{len(cells)} cells"
             raise ConfigError(f"{path}: {where}", expected=f"{len(header)} cells", got=got, remedy=remedy)
         cell = dict(zip(header, cells, strict=True))
-        labels = {name: cell[name] or None for name in header if name in options}
+        labels = {name: cell[name] or None for name in options}
         for name, option in labels.items():
             if option is not None:
                 check_option(f"{path}: {where}: {name}: no such option", option, options[name])
         rows.append(_Row(where, cell["image"], cell["person"], labels))
-    return _Table(rows, [name for name in header if name not in ("image", "person")])
+    return _Table(rows, answered)
 
 
 def _csv_lines(path: Path) -> list[tuple[int, list[str]]]:

@@ -140,6 +140,12 @@ def test_categories_that_the_bank_does_not_ask_are_skipped_and_told(tmp_path: Pa
     assert (tuple(found.labels), found.skipped_categories) == (("top colour",), ("headwear",))
 
 
+def test_a_category_of_the_name_of_a_column_is_not_that_column(tmp_path: Path) -> None:
+    a_set(tmp_path / "set", TABLE)
+    found = read_labels(tmp_path / "set", (*BANK, Category("person", "this is", ("one", "two"), (None, None))), None)
+    assert tuple(found.labels) == ("headwear", "top colour")
+
+
 HEAD = "image,person,headwear\n"
 BAD_TABLES: list[tuple[str | bytes, str]] = [
     ("", "set/labels.csv: no column 'image' in the first line: got nothing"),
