@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
 from edge.errors import ConfigError
@@ -48,6 +48,29 @@ class DetectConfig(Settings):
     threshold: Fraction = Field(default=0.5, description="a box counts when its score is greater")
     iou: Fraction = Field(default=0.5, description="two boxes are one person when their IoU is greater")
     overlap: Overlap = Field(default="nms", description="nms keeps the best box, merge the union of all (the paper's)")
+
+
+class TrackConfig(Settings):
+    """[track]: who is who from frame to frame."""
+
+    enabled: bool = Field(default=True, description="false describes every frame for itself")
+    low: Fraction = Field(
+        default=0.3,
+        description="a box with a score above it may continue a track, though only a person above detect.threshold "
+        "begins one",
+    )
+    match_iou: Fraction = Field(
+        default=0.1,
+        description="a person is one of those before only where IoU with the place expected is as large",
+    )
+    lost_s: float = Field(
+        default=3.0, gt=0, le=3600, description="seconds that a person nobody sees is waited for, in one place"
+    )
+    min_frames: int = Field(
+        default=3,
+        ge=1,
+        description="frames a track is seen in before it is waited for; until then it chooses last",
+    )
 
 
 class CropConfig(Settings):
@@ -153,11 +176,21 @@ class EdgeConfig(Settings):
     bundle: Path = Field(strict=False, description="the bundle's folder, relative to this file")
     camera: tuple[CameraConfig, ...] = Field(strict=False, description="one [[camera]] per source")
     detect: DetectConfig = DetectConfig()
+    track: TrackConfig = TrackConfig()
     crop: CropConfig = CropConfig()
     match: MatchConfig = MatchConfig()
     publish: PublishConfig = PublishConfig()
     spool: SpoolConfig = SpoolConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+
+    @field_validator("track")
+    @classmethod
+    def _low_is_low(cls, track: TrackConfig, info: ValidationInfo) -> TrackConfig:
+        detect = info.data.get("detect")  # None where it was wrong itself
+        # only where someone wrote it: whoever lowers the threshold below the default just has no low boxes
+        if detect and "low" in track.model_fields_set and track.low > detect.threshold:
+            raise ValueError(f"low should be at most detect.threshold, {detect.threshold}, got {track.low}")
+        return track
 
     @field_validator("camera")
     @classmethod
