@@ -1,8 +1,8 @@
 """Identities over time: which person of this frame is which of the frames before.
 
 Association after ByteTrack (Zhang et al., ECCV 2022, arXiv:2110.06864): people with a high score choose among all
-tracks, then boxes with a low one among the tracks left over, and only a high score begins a track. What says where a
-track is by now is a Kalman filter of constant velocity over a box's centre and size, as in SORT (Bewley et al., ICIP
+tracks, then boxes with a low one among the tracks left over, and only a high score begins a track. Where a track is by
+now says a Kalman filter of constant velocity over a box's centre and size, as in SORT (Bewley et al., ICIP
 2016, arXiv:1602.00763), but in seconds rather than frames: people do not slow down when a camera drops frames.
 """
 
@@ -29,6 +29,7 @@ _SPEED = 0.5  # of a track just begun, per second: people walk about 0.8 heights
 _PUSH = 0.5  # of what a second adds to the speed
 
 _LOW_IOU = 0.5  # a box of low score must lie well on its track: ByteTrack's number
+_GATE = 9.4877  # of the filter's own boxes, 95 % are this near to what it expects: chi² with four degrees of freedom
 _STEP = 0.1  # seconds from frame to frame as long as no clock has told
 
 _TRACK = np.dtype(
@@ -113,14 +114,16 @@ class Tracker:
         # a second box on one person begins a track too: it must not take the box of the track that was there before
         settled = tracks["frames"] >= config.min_frames
         overlaps = iou(expected(tracks["motion"])[:, None], boxes[None])  # (t, n)
+        likely = _GATE - distances(tracks["motion"], tracks["spread"], boxes)  # (t, n)
         row = np.full(len(boxes), -1)  # of the track that a box continues
-        for may, which, least in (
-            (settled, high, config.match_iou),
-            (~settled, high, config.match_iou),
-            (~missed, low, _LOW_IOU),
+        for may, which, worth in (
+            (settled, high, np.where(overlaps >= config.match_iou, overlaps, 0)),
+            (~settled, high, np.where(overlaps >= config.match_iou, overlaps, 0)),
+            (~missed, high, likely),  # of a slow camera: people leave their boxes from frame to frame
+            (~missed, low, np.where(overlaps >= _LOW_IOU, overlaps, 0)),
         ):
             free = may & ~np.isin(np.arange(len(tracks)), row)
-            taken, by = pairs(overlaps, free, which & (row < 0), least)
+            taken, by = pairs(worth, free, which & (row < 0))
             row[by] = taken
 
         old, new = row >= 0, high & (row < 0)
@@ -196,17 +199,26 @@ def expected(motion: Doubles) -> Floats:
     return np.concatenate([centre - half, centre + half], axis=1).astype(np.float32)
 
 
-def pairs(overlaps: Floats, rows: Flags, columns: Flags, least: float) -> tuple[Rows, Rows]:
-    """Numbers of the rows and columns of `overlaps` (t, n) that belong together.
+def distances(motion: Doubles, spread: Doubles, boxes: Floats) -> Doubles:
+    """Squared Mahalanobis distances (t, n) of n boxes (n, 4) from what t states expect.
 
-    Of those allowed, each at most once, none that overlap by less than `least` or not at all; so that the sum of the
-    overlaps is the largest there is.
+    Wojke et al. gate with them (ICIP 2017, arXiv:1703.07402).
+    """
+    surprise = _measured(boxes)[None] - motion[:, None, 0]  # (t, n, 4)
+    far: Doubles = (surprise**2).sum(axis=2) / (spread[:, 0, 0] + _variance(motion, _BOX))[:, None]
+    return far
+
+
+def pairs(worth: Doubles | Floats, rows: Flags, columns: Flags) -> tuple[Rows, Rows]:
+    """Numbers of the rows and columns of `worth` (t, n) that belong together.
+
+    Of those allowed, each at most once, and only where it is worth more than nothing; so that the sum is the largest
+    there is.
     """
     row, column = np.flatnonzero(rows), np.flatnonzero(columns)
-    worth = overlaps[np.ix_(row, column)]
-    worth = np.where(worth >= least, worth, 0)
-    i, j = linear_sum_assignment(worth, maximize=True)
-    together = worth[i, j] > 0
+    gain = np.maximum(worth[np.ix_(row, column)], 0)
+    i, j = linear_sum_assignment(gain, maximize=True)
+    together = gain[i, j] > 0
     return row[i[together]], column[j[together]]
 
 
