@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import gc
 import resource
 import signal
@@ -18,9 +17,9 @@ import click
 
 from collector import keyring
 from collector.replay import send, showing, write_lines
-from collector.report import copying, report_gaps, report_stats, utc
+from collector.report import copying, report_gaps, report_stats
 from collector.server import Server
-from collector.stats import harmless
+from collector.sheet import write_csv
 from collector.store import Store
 from collector.table import counts, shown
 from edge.commands import Commands
@@ -31,9 +30,7 @@ from edge.publish import Secure
 if TYPE_CHECKING:
     from collector.nats import NatsSink
 
-COLUMNS = ("device", "epoch", "seq", "camera", "frame", "captured_at", "captured_utc", "x1", "y1", "x2", "y2", "score")
 PRUNE_SECONDS = 60.0  # between two looks for what is to be deleted
-FORMULA = tuple("=+-@＝＋－＠")  # what a cell that is run begins with; the wide ones count in East Asian locales
 
 _STORE = click.argument("path", metavar="STORE", type=click.Path(path_type=Path))
 _JSON = click.option("--json", "as_json", is_flag=True, help="For programs.")
@@ -135,7 +132,7 @@ def export(path: Path, layout: str, out: Path | None) -> None:
     with Store(path) as store:
         _check_not_the_store(path, out)
         with click.open_file(str(out or "-"), "w", encoding="utf-8") as file, store.snapshot():
-            (_write_jsonl if layout == "jsonl" else _write_csv)(store, file)
+            (_write_jsonl if layout == "jsonl" else write_csv)(store, file)
 
 
 @main.command()
@@ -252,27 +249,6 @@ def _write_jsonl(store: Store, file: IO[str]) -> None:
     """The header of every event, as on the wire."""
     for header in store.headers():
         file.write(header.model_dump_json(by_alias=True, exclude_none=True) + "\n")
-
-
-def _write_csv(store: Store, file: IO[str]) -> None:
-    """Box in px; captured_at in seconds since 1970; per category the best option and its probability."""
-    categories = store.categories()
-    rows = csv.writer(file, lineterminator="\n")
-    rows.writerow([*COLUMNS, *(_cell(text) for name in categories for text in (name, f"{name} probability"))])
-    for header in store.headers():
-        names = (_cell(header.device), header.epoch, header.seq, _cell(header.camera), header.frame)
-        for person in header.people:
-            best = {answer.category: answer.top[0] for answer in person.answers}
-            answers: list[str | float] = []
-            for name in categories:
-                answers += (_cell(best[name].option), best[name].probability) if name in best else ("", "")
-            rows.writerow([*names, header.captured_at, utc(header.captured_at), *person.box, person.score, *answers])
-
-
-def _cell(text: str) -> str:
-    """`text` from the wire as a spreadsheet may see it: an apostrophe keeps it from running as a formula."""
-    text = harmless(text)  # a lone carriage return would begin a row of its own
-    return f"'{text}" if text.lstrip()[:1] in FORMULA else text
 
 
 def _nothing() -> None:

@@ -65,6 +65,27 @@ STEPS: tuple[tuple[str, ...], ...] = (
             FROM events
         ) GROUP BY device, epoch""",
     ),
+    (
+        # ended: a JSON list as on the wire, or NULL for none.
+        "ALTER TABLE events ADD COLUMN ended TEXT",
+        # One row per person that is followed over time: the track's number, and how many looks the answers rest on. A
+        # table of its own: a column of `people` would lie behind the crops, and an older collector that still runs
+        # writes its people without it.
+        """CREATE TABLE tracks (
+            event INTEGER NOT NULL, number INTEGER NOT NULL, track INTEGER, looks INTEGER,
+            PRIMARY KEY (event, number)
+        ) WITHOUT ROWID""",
+        # What people said is true of a person, whatever the answers say. labelled_at: seconds since 1970, UTC.
+        """CREATE TABLE labels (
+            event INTEGER NOT NULL, number INTEGER NOT NULL, category TEXT NOT NULL, option TEXT NOT NULL,
+            labelled_at REAL NOT NULL, PRIMARY KEY (event, number, category)
+        ) WITHOUT ROWID""",
+        # Both leave with their person, whichever version removes it: an event's id is given again.
+        """CREATE TRIGGER person_left AFTER DELETE ON people BEGIN
+            DELETE FROM tracks WHERE event = old.event AND number = old.number;
+            DELETE FROM labels WHERE event = old.event AND number = old.number;
+        END""",
+    ),
 )
 SCHEMA_VERSION = len(STEPS)
 

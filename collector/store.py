@@ -21,7 +21,7 @@ from collector.ledger import HIGHEST, UNKNOWN, Ledger, Stream
 from collector.schema import prepare
 from collector.sinks import Item, Kept, Outcome, Poison
 from edge.errors import ConfigError, StoreError
-from edge.events import Answer, Event, Header, Person, encode
+from edge.events import Answer, Ended, Event, Header, Person, encode
 from edge.failpoints import failpoint
 from edge.protocol import Data, Gone
 
@@ -39,6 +39,7 @@ RETENTION = "removed by retention"
 # the header's fields that are columns of the same name
 _FIELDS = ("device", "epoch", "seq", "camera", "frame", "captured_at", "bundle", "bank", "embedding_dim", "skipped")
 _ANSWERS = TypeAdapter(tuple[Answer, ...])
+_ENDED = TypeAdapter(tuple[Ended, ...])
 _DISK_FAILED = ("database or disk is full", "disk I/O error")  # SQLite's words; its codes come with Python 3.11
 
 
@@ -170,10 +171,11 @@ class Store:
     def _insert(self, event: Event, digest: bytes, received_at: float) -> None:
         header = event.header
         notices = json.dumps(header.notices, ensure_ascii=False) if header.notices else None
+        ended = _ENDED.dump_json(header.ended).decode() if header.ended else None
         inserted = self._db.execute(
-            f"INSERT INTO events (received_at, width, height, digest, notices, {', '.join(_FIELDS)})"
-            f" VALUES (?, ?, ?, ?, ?{', ?' * len(_FIELDS)})",
-            (received_at, *header.frame_size, digest, notices, *(getattr(header, name) for name in _FIELDS)),
+            f"INSERT INTO events (received_at, width, height, digest, notices, ended, {', '.join(_FIELDS)})"
+            f" VALUES (?, ?, ?, ?, ?, ?{', ?' * len(_FIELDS)})",
+            (received_at, *header.frame_size, digest, notices, ended, *(getattr(header, name) for name in _FIELDS)),
         )
         vectors = event.embeddings.astype("<f2")  # (n, d)
         self._db.executemany(
@@ -181,6 +183,14 @@ class Store:
             [
                 (inserted.lastrowid, number, *person.box, person.score, _answers(person), vector.tobytes(), crop)
                 for number, (person, vector, crop) in enumerate(zip(header.people, vectors, event.crops, strict=True))
+            ],
+        )
+        self._db.executemany(
+            "INSERT INTO tracks VALUES (?, ?, ?, ?)",
+            [
+                (inserted.lastrowid, number, person.track, person.looks)
+                for number, person in enumerate(header.people)
+                if (person.track, person.looks) != (None, None)
             ],
         )
 
@@ -370,17 +380,25 @@ class Store:
 
     def _headers(self, where: str, *values: str | float) -> Iterator[tuple[int, Header]]:
         """The row's number and the header of the events that `where` finds, in its order."""
-        events = f"SELECT id, width, height, notices, {', '.join(_FIELDS)} FROM events WHERE {where}"
-        people = "SELECT score, answers, crop IS NOT NULL, x1, y1, x2, y2 FROM people WHERE event = ? ORDER BY number"
+        events = f"SELECT id, width, height, notices, ended, {', '.join(_FIELDS)} FROM events WHERE {where}"
+        people = (
+            "SELECT score, answers, crop IS NOT NULL, track, looks, x1, y1, x2, y2"
+            " FROM people LEFT JOIN tracks USING (event, number) WHERE event = ? ORDER BY number"
+        )
         with self._translated():
-            for key, width, height, notices, *row in self._db.execute(events, values):
+            for key, width, height, notices, ended, *row in self._db.execute(events, values):
                 fields = dict(zip(_FIELDS, row, strict=True))
                 if notices is not None:
                     fields["notices"] = tuple(json.loads(notices))
+                if ended is not None:
+                    fields["ended"] = _ENDED.validate_json(ended)
                 everyone = tuple(
-                    Person(box=tuple(box), score=score, answers=_ANSWERS.validate_json(answers), crop=bool(crop))
-                    for score, answers, crop, *box in self._db.execute(people, (key,))
-                )
+                    Person(
+                        box=tuple(box), score=score, answers=_ANSWERS.validate_json(answers), crop=bool(crop),
+                        track=track, looks=looks,
+                    )
+                    for score, answers, crop, track, looks, *box in self._db.execute(people, (key,))
+                )  # fmt: skip
                 yield key, Header(frame_size=(width, height), people=everyone, **fields)
 
     def _events(self, where: str, *values: str | float) -> Iterator[Event]:

@@ -105,9 +105,13 @@ def live_picture(stats: Stats, address: str, store: str, now: float, rows: int) 
 
 
 def in_words(person: Person) -> Text:
-    """Every category's best option: first those that are likelier than not, the sure ones bold; the others dim."""
+    """Every category's best option: first those that are likelier than not, the sure ones bold; the others dim.
+
+    What is not known is left out.
+    """
     words = Text()
-    for answer in sorted(person.answers, key=lambda answer: answer.top[0].probability < 0.5):
+    known = (answer for answer in person.answers if not answer.unknown)
+    for answer in sorted(known, key=lambda answer: answer.top[0].probability < 0.5):
         best = answer.top[0]
         style = "bold" if best.probability >= 0.8 else "" if best.probability >= 0.5 else "dim"
         words.append(" · " if words else "", "dim")

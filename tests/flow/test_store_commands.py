@@ -156,7 +156,7 @@ def test_notices_are_in_json_lines_and_not_in_csv(path: Path) -> None:
 
 def test_a_backup_is_a_store(path: Path, tmp_path: Path) -> None:
     done = command("collector", "backup", path, tmp_path / "copy.db")
-    assert (done.stdout, done.stderr) == (f"{tmp_path / 'copy.db'}: 0.1 MB, checked\n", "")
+    assert (done.stdout, done.stderr) == (f"{tmp_path / 'copy.db'}: 0.2 MB, checked\n", "")
     assert command("collector", "gaps", tmp_path / "copy.db").stdout == GAPS
     assert sorted(file.name for file in tmp_path.iterdir()) == ["copy.db", "store.db"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import sqlite3
@@ -21,7 +22,7 @@ from collector.schema import SCHEMA_VERSION
 from collector.sinks import Item, Kept, Outcome, Poison, Sink
 from collector.store import CONFLICT, QUARANTINE, QUARANTINE_BYTES, RETENTION, DeviceStats, Gap, Store
 from edge.errors import ConfigError, StoreError
-from edge.events import Answer, Choice, Event, Header, Person, decode, encode
+from edge.events import Answer, Choice, Ended, Event, Header, Person, decode, encode
 from edge.protocol import Data, Gone
 from tests.fakes import item
 
@@ -46,6 +47,26 @@ SCHEMA_1 = (
         answers TEXT NOT NULL, embedding BLOB NOT NULL, crop BLOB,
         PRIMARY KEY (event, number)
     )""",
+)
+# what collector/schema.py of version 0.2 made of it, word for word
+SCHEMA_2 = (
+    "ALTER TABLE events ADD COLUMN digest BLOB",
+    "ALTER TABLE events ADD COLUMN notices TEXT",
+    """CREATE TABLE streams (
+        device TEXT NOT NULL, epoch INTEGER NOT NULL, next INTEGER NOT NULL, pruned INTEGER NOT NULL,
+        refused INTEGER NOT NULL, PRIMARY KEY (device, epoch)
+    ) WITHOUT ROWID""",
+    """CREATE TABLE gone (
+        device TEXT NOT NULL, epoch INTEGER NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL,
+        reason TEXT NOT NULL, recorded_at REAL NOT NULL, PRIMARY KEY (device, epoch, last)
+    ) WITHOUT ROWID""",
+    """CREATE TABLE quarantine (
+        id INTEGER PRIMARY KEY,
+        device TEXT NOT NULL, epoch INTEGER NOT NULL, seq INTEGER NOT NULL, reason TEXT NOT NULL,
+        received_at REAL NOT NULL, size INTEGER NOT NULL, digest BLOB NOT NULL, frames BLOB NOT NULL,
+        UNIQUE (device, epoch, seq, digest)
+    )""",
+    "PRAGMA user_version = 2",
 )
 
 
@@ -139,6 +160,70 @@ def test_what_was_added_comes_back_in_order(store, path):
     assert list(store.headers()) == [one.header for one in events]
     assert all(one.embeddings.dtype == np.float16 for one in store.events())
     assert count(path) == (4, 5)
+
+
+PROBABILITIES = st.floats(0, 1)
+NUMBERS = st.none() | st.integers(0, 2**63 - 1)
+TIMES = st.floats(allow_nan=False, allow_infinity=False)
+FOLLOWED = st.tuples(
+    st.lists(
+        st.builds(
+            Person, box=st.just((1.0, 2.0, 3.0, 4.0)), score=PROBABILITIES, track=NUMBERS, looks=NUMBERS,
+            answers=st.lists(
+                st.builds(
+                    Answer, category=st.text(max_size=3), unknown=st.sampled_from([None, True]),
+                    support=st.none() | PROBABILITIES,
+                    top=st.lists(st.builds(Choice, option=st.text(max_size=3), probability=PROBABILITIES), min_size=1,
+                                 max_size=2).map(tuple),
+                ), max_size=2,
+            ).map(tuple),
+        ), max_size=3,
+    ).map(tuple),
+    st.lists(
+        st.builds(Ended, track=st.integers(0, 2**63 - 1), frames=st.integers(0, 9), first_seen=TIMES, last_seen=TIMES),
+        max_size=2,
+    ).map(tuple),
+)  # fmt: skip
+
+
+@given(followed=FOLLOWED)
+def test_what_is_followed_over_time_comes_back_as_it_was_sent(shared, followed):
+    store, epochs, clock = shared
+    people, ended = followed
+    one = event(0, people=len(people), epoch=next(epochs))
+    sent = Event(one.header.model_copy(update={"people": people, "ended": ended}), one.embeddings, one.crops)
+    assert store.add([item(sent)], received_at=float(next(clock))) == [NEW]
+    (data,) = store.entries("box", sent.header.epoch, 0, 2)
+    assert content(decode(data.frames)) == content(sent)
+    assert store.add([item(sent), item(decode(data.frames))], received_at=0.0) == [DUPLICATE, DUPLICATE]
+    lacking = sent.header.model_copy(update={"people": event(0, people=len(people)).header.people, "ended": ()})
+    if lacking != sent.header:
+        assert store.add([item(Event(lacking, one.embeddings, one.crops))], received_at=0.0) == [REFUSED]
+
+
+def followed(seq: int, *tracks: int | None, **fields: object) -> Event:
+    """Each person with a track, and as many looks as the event's number."""
+    one = event(seq, people=len(tracks), **fields)
+    people = tuple(
+        person.model_copy(update={"track": track, "looks": None if track is None else seq})
+        for person, track in zip(one.header.people, tracks, strict=True)
+    )
+    ended = (Ended(track=seq, frames=3, first_seen=1 / 3, last_seen=1e9),)
+    return Event(one.header.model_copy(update={"people": people, "ended": ended}), one.embeddings, one.crops)
+
+
+def test_a_person_leaves_with_track_and_labels(store, path):
+    store.add([item(followed(seq, 5, None, 6)) for seq in range(3)], received_at=1.0)
+    store.add([item(followed(3, 5))], received_at=9.0)
+    assert rows(path, "SELECT event, number, track, looks FROM tracks")[:2] == [(1, 0, 5, 0), (1, 2, 6, 0)]
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("INSERT INTO labels SELECT event, number, 'hat', 'cap', 2.0 FROM people")
+    pruned(store, 10.0, max_age_s=5)
+    assert rows(path, "SELECT event, number FROM tracks") == rows(path, "SELECT event, number FROM labels") == [(4, 0)]
+    pruned(store, 20.0, max_age_s=5)
+    assert rows(path, "SELECT * FROM tracks UNION SELECT event, number, NULL, NULL FROM labels") == []
+    store.add(items(4), received_at=30.0)
+    assert [header.people[0].track for header in store.headers()] == [None], "though the row has an old one's number"
 
 
 def test_an_event_is_kept_once(store, path):
@@ -625,6 +710,27 @@ def test_a_damaged_store_has_no_backup(path, tmp_path):
 # --- older and other files --------------------------------------------------------------------------------------------
 
 
+def make_schema_2(path: Path, *events: Event) -> None:
+    """As collector/store.py of version 0.2 did: each event, a number gone after it, and a message set aside."""
+    make_schema_1(path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as database:
+        for statement in SCHEMA_2:
+            database.execute(statement)
+        for one in events:
+            insert_as_schema_1(database, one)
+            header, notices = one.header, json.dumps(one.header.notices) if one.header.notices else None
+            stream = (header.device, header.epoch, header.seq + 2, header.seq, 1)
+            database.execute(
+                "UPDATE events SET digest = ?, notices = ? WHERE id = (SELECT max(id) FROM events)", (b"d", notices)
+            )
+            database.execute("INSERT OR REPLACE INTO streams VALUES (?, ?, ?, ?, ?)", stream)
+            gone = (header.device, header.epoch, header.seq + 1, header.seq + 1, "spool full", 3.0)
+            database.execute("INSERT INTO gone VALUES (?, ?, ?, ?, ?, ?)", gone)
+            database.execute(
+                "INSERT INTO quarantine VALUES (NULL, ?, ?, ?, 'no event', 3.0, 1, ?, ?)", (*stream[:3], b"d", b"f")
+            )
+
+
 def make_schema_1(path: Path, *events: Event) -> None:
     with closing(sqlite3.connect(path, isolation_level=None)) as database:
         database.execute("PRAGMA journal_mode = WAL")
@@ -662,14 +768,41 @@ def test_a_store_of_schema_1_keeps_its_data(path, tmp_path, create, caplog):
         assert store.add([item(old[1]), item(event(4)), *items(5)], received_at=4.0) == [DUPLICATE, REFUSED, NEW]
     with Store(tmp_path / "new.db", create=True):
         pass
-    schema = "SELECT type, name, tbl_name, sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY name"
-    for query in ("PRAGMA user_version", "PRAGMA application_id", schema):
-        assert [str(row).replace("\\n", "").replace(" ", "") for row in rows(path, query)] == [
-            str(row).replace("\\n", "").replace(" ", "") for row in rows(tmp_path / "new.db", query)
-        ]
+    assert schema_of(path) == schema_of(tmp_path / "new.db")
     with Store(path) as store:  # and is opened as any other from now on
         assert len(contents(store)) == 6
-    assert [record.message for record in caplog.records] == [f"store {path}: schema 1 becomes 2; all it holds is kept"]
+    assert [record.message for record in caplog.records] == [f"store {path}: schema 1 becomes 3; all it holds is kept"]
+
+
+def schema_of(path: Path) -> list[str]:
+    tables = "SELECT type, name, tbl_name, sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY name"
+    queries = ("PRAGMA user_version", "PRAGMA application_id", tables)
+    return [str(row).replace("\\n", "").replace(" ", "") for query in queries for row in rows(path, query)]
+
+
+@pytest.mark.parametrize("create", [True, False])
+def test_a_store_of_schema_2_keeps_its_data(path, tmp_path, create, caplog):
+    notices = ("the disk is full", "größer")
+    old = [event(0, people=3, crop=b"\xff\xd8x"), event(4, people=0, epoch=8), event(0, device="x", notices=notices)]
+    make_schema_2(path, *old)
+    with Store(path, create=create) as store:
+        assert contents(store) == [content(one) for one in old]
+        assert [store.resume(*key) for key in (("box", 7), ("box", 8), ("x", 7))] == [2, 6, 2]
+        assert [(gap.device, gap.epoch, gap.first, gap.reason) for gap in store.gaps()] == [
+            ("box", 7, 1, "spool full"),
+            ("box", 8, 5, "spool full"),
+            ("x", 7, 1, "spool full"),
+        ]
+        assert [device.refused for device in store.stats()] == [2, 1]
+        new = followed(2, 9, None)
+        assert store.add([item(old[0]), item(old[2]), item(event(0)), item(new)], received_at=4.0) == [
+            DUPLICATE, DUPLICATE, REFUSED, NEW,
+        ]  # fmt: skip
+        assert contents(store) == [content(one) for one in (*old, new)]
+    with Store(tmp_path / "new.db", create=True):
+        pass
+    assert schema_of(path) == schema_of(tmp_path / "new.db")
+    assert [record.message for record in caplog.records] == [f"store {path}: schema 2 becomes 3; all it holds is kept"]
 
 
 def test_a_migration_that_fails_leaves_the_old_store(path):
@@ -720,7 +853,7 @@ def read_only(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("journal", "says"),
     [
-        ("DELETE", "expected schema 2, got 1; open it, or a copy of it, once where"),
+        ("DELETE", "expected schema 3, got 1; open it, or a copy of it, once where"),
         ("WAL", "expected a file in a folder that can be written, .*; copy it to one"),
     ],
 )
@@ -742,7 +875,7 @@ def test_an_older_store_that_another_user_has_open_is_one_error_with_its_remedy(
         with closing(sqlite3.connect(path, isolation_level=None)) as owner:
             insert_as_schema_1(owner, event(0))
             read_only(folder)
-            with pytest.raises(ConfigError, match="expected schema 2, got 1; open it, or a copy of it, once where"):
+            with pytest.raises(ConfigError, match="expected schema 3, got 1; open it, or a copy of it, once where"):
                 Store(path)
             assert rows(path, "PRAGMA user_version") == [(1,)]
 
@@ -796,7 +929,7 @@ def make_nothing(path):
         (make_text, False, "not a database"),
         (make_foreign, True, "another program's"),
         (make_foreign, False, "another program's"),
-        (make_newer, True, "newer lookout: expected schema 2, got 3; update"),
+        (make_newer, True, "newer lookout: expected schema 3, got 4; update"),
         (make_newer, False, "newer lookout"),
         (make_nothing, False, "expected an existing file"),
         (lambda path: path.touch(), False, "empty file"),
