@@ -227,10 +227,19 @@ def test_a_slow_camera_sees_people_leave_their_boxes(step: float) -> None:
         assert one.update(people(found), seconds).ids.tolist() == [1, 2]
 
 
-def test_nobody_jumps_across_the_picture() -> None:
+def test_who_stands_does_not_jump_aside_in_a_tenth_of_a_second() -> None:
     one = tracker()
     walk(one, steps(0, 10), speed=0)
-    assert one.update(people([box(400)]), 1.0).ids.tolist() == [2]
+    assert one.update(people([box(150)]), 1.0).ids.tolist() == [2]
+
+
+def test_who_was_hidden_is_known_by_the_place_alone() -> None:
+    one = tracker()
+    walk(one, steps(0, 10), speed=0)
+    for seconds in steps(10, 28):
+        one.update(Detections.empty(), seconds)  # by now the filter would take anyone near for the one it lost
+    assert one.update(people([box(150)]), 2.8).ids.tolist() == [2]
+    assert one.update(people([box(120), box(150)]), 2.9).ids.tolist() == [1, 2]
 
 
 @pytest.mark.parametrize("jump", [-1e9, -3600.0, -0.5, -STEP])
@@ -242,12 +251,18 @@ def test_a_clock_that_goes_back_harms_nobody(jump: float) -> None:
         assert (tracks.ids.tolist(), tracks.ended) == ([1], ())
 
 
-def test_a_clock_that_stands_still_counts_the_frames() -> None:
+@pytest.mark.parametrize(("step", "frames"), [(0.1, (29, 30)), (0.5, (5, 6))])  # 3 s, give or take a rounding
+def test_where_a_clock_stands_still_the_frames_are_counted(step: float, frames: tuple[int, int]) -> None:
+    one = tracker()
+    walk(one, (step * number for number in range(10)), speed=0)
+    ended = [one.update(Detections.empty(), step * 9).ended for _ in range(40)]
+    assert [len(some) for some in ended].index(1) in frames
+
+
+def test_without_any_clock_people_are_followed() -> None:
     one = tracker()
     for number in range(20):
         assert one.update(people([box(100 + SPEED * STEP * number)]), 7.0).ids.tolist() == [1]
-    ended = [one.update(Detections.empty(), 7.0).ended for _ in range(40)]
-    assert [len(some) for some in ended].index(1) in (29, 30)  # 3 s, give or take a rounding
 
 
 def test_a_clock_that_jumps_forth_and_back_teaches_no_step() -> None:
