@@ -8,7 +8,7 @@ import shlex
 import signal
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from edge.backend import Session, open_session
 from edge.bundle import DETECTOR, GOLDEN, IMAGE, Bundle, open_bundle
 from edge.capture import Cameras, CameraState
 from edge.commands import Commands
-from edge.config import CropConfig, DetectConfig, EdgeConfig, RuntimeConfig, read_edge_config
+from edge.config import DescribeConfig, EdgeConfig, MatchConfig, RuntimeConfig, TrackConfig, read_edge_config
 from edge.crop import cut
 from edge.detect import Detector
 from edge.draw import draw
@@ -69,7 +69,7 @@ def run(config: Path, max_frames: int | None, picture: Path | None) -> None:
     reporter = Reporter(chosen.device, bundle.manifest.seal(), chosen.match.top_k, chosen.publish.crops)
     keys = publish_keys(chosen.publish)
     with (
-        _describer(bundle, chosen.detect, chosen.crop, chosen.match.sensitive, chosen.runtime) as describer,
+        _describer(bundle, chosen, chosen.runtime) as describer,
         _outlet(chosen, keys) as outlet,
         Cameras(chosen.camera) as cameras,
     ):
@@ -113,7 +113,8 @@ def describe(
     opened = open_bundle(bundle)
     _check_sensitive("--sensitive", sensitive, opened)
     unreadable: list[CaptureError] = []
-    with _describer(opened, DetectConfig(), CropConfig(), sensitive, RuntimeConfig()) as describer:
+    each_for_itself = DescribeConfig(track=TrackConfig(enabled=False), match=MatchConfig(sensitive=tuple(sensitive)))
+    with _describer(opened, each_for_itself, RuntimeConfig()) as describer:
         for number, file in enumerate(files, 1):
             try:
                 image = read_image(file)
@@ -198,16 +199,13 @@ def _sessions(bundle: Bundle, runtime: RuntimeConfig) -> Iterator[tuple[Session,
 
 
 @contextmanager
-def _describer(
-    bundle: Bundle, detect: DetectConfig, crop: CropConfig, sensitive: Collection[str], runtime: RuntimeConfig
-) -> Iterator[Describer]:
+def _describer(bundle: Bundle, config: DescribeConfig, runtime: RuntimeConfig) -> Iterator[Describer]:
     """Everything between capture and publish, after the self-test: a box that fails it does not serve."""
     with _sessions(bundle, runtime) as (detector, encoder):
         _tested(bundle, detector, encoder)
-        facts = bundle.manifest
-        yield Describer(
-            bundle, Detector(detector, facts.detector, detect), Encoder(encoder, facts.encoder), crop, sensitive
-        )
+        facts, low = bundle.manifest, config.track.low if config.track.enabled else None
+        finder = Detector(detector, facts.detector, config.detect, low)
+        yield Describer(bundle, finder, Encoder(encoder, facts.encoder), config)
 
 
 @contextmanager
@@ -266,8 +264,10 @@ def _print_summary(seen: _Seen, describer: Describer, cameras: Sequence[CameraSt
         column.justify = "right"
     Console().print(table)
     rate = seen.frames / seconds if seconds else 0.0
-    small = f" ({seen.skipped} more were too small to describe)" if seen.skipped else ""
+    small = f" ({seen.skipped} more were too small, or too many, to describe)" if seen.skipped else ""
     click.echo(f"{seen.frames} frames in {seconds:.1f} s ({rate:.1f}/s), {seen.people} people{small}")
+    if describer.tracks:
+        click.echo(f"{describer.tracks} tracks, described from {describer.encoded} crops")
     for camera in cameras:
         line = f"camera {camera.name}: {camera.frames} frames, {camera.dropped} dropped"
         click.echo(line + (f"; {camera.error}" if camera.error else ""))
@@ -280,7 +280,7 @@ def _as_text(file: Path, described: Described, top_k: int) -> str:
     for i, (box, score) in enumerate(zip(described.people.boxes, described.people.scores, strict=True)):
         lines.append(f"\nperson {i + 1}: score {score:.2f}, box {' '.join(f'{edge:.0f}' for edge in box)}")
         for answer in described.matches.answers(i, top_k):
-            lines.append(f"  Category: {answer.category.question}")
+            lines.append(f"  Category: {answer.category.question}{' unknown' if answer.unknown else ''}")
             for choice in answer.top:
                 label = f" ({choice.label})" if choice.label else ""
                 lines.append(f"    {choice.option}{label}: {100 * choice.probability:.2f} %")
@@ -296,6 +296,7 @@ def _as_json(file: Path, described: Described, top_k: int) -> str:
                 answer.category.name: {choice.option: round(choice.probability, 4) for choice in answer.top}
                 for answer in described.matches.answers(i, top_k)
             },
+            "unknown": [answer.category.name for answer in described.matches.answers(i, 1) if answer.unknown],
         }
         for i, score in enumerate(described.people.scores)
     ]
@@ -317,7 +318,8 @@ def _images(path: Path) -> list[Path]:
 
 
 def _drawn(described: Described) -> Image:
-    return draw(described.frame, described.people, described.matches)
+    tracks = None if described.tracks is None else described.tracks.tolist()
+    return draw(described.frame, described.people, described.matches, tracks)
 
 
 def _save(path: Path, image: Image) -> None:

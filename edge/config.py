@@ -22,6 +22,7 @@ else:
 Overlap = Literal["nms", "merge"]
 Transport = Literal["acknowledged", "push"]
 Fsync = Literal["event", "interval", "never"]
+Telling = Literal["every-frame", "changes"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -61,15 +62,30 @@ class TrackConfig(Settings):
     )
     match_iou: Fraction = Field(
         default=0.1,
-        description="a person is one of those before only where IoU with the place expected is as large",
+        description="IoU with the place expected that makes a person one of those before; between two frames "
+        "their motion may, too",
     )
     lost_s: float = Field(
-        default=3.0, gt=0, le=3600, description="seconds that a person nobody sees is waited for, in one place"
+        default=3.0,
+        gt=0,
+        le=3600,
+        description="seconds that a person out of sight is waited for; a longer pause of the camera ends every track",
     )
     min_frames: int = Field(
         default=3,
         ge=1,
         description="frames a track is seen in before it is waited for; until then it chooses last",
+    )
+    look_every: int = Field(
+        default=10,
+        ge=1,
+        description="frames after which a person is encoded again; one who has come closer or is clearly better to see "
+        "is at once",
+    )
+    publish: Telling = Field(
+        default="every-frame",
+        description="every-frame: an event per frame with everybody in it; changes: only where someone is new, the "
+        "answers about someone changed, or a track ended, and only those people",
     )
 
 
@@ -169,19 +185,13 @@ class RuntimeConfig(Settings):
     threads: int = Field(default=0, ge=0, le=1024, description="CPU threads for one inference; 0 takes every core")
 
 
-class EdgeConfig(Settings):
-    """configs/edge.toml."""
+class DescribeConfig(Settings):
+    """What becomes of a frame, wherever it comes from and wherever the words go."""
 
-    device: str = Field(min_length=1, max_length=200, description="this box's name in events")
-    bundle: Path = Field(strict=False, description="the bundle's folder, relative to this file")
-    camera: tuple[CameraConfig, ...] = Field(strict=False, description="one [[camera]] per source")
     detect: DetectConfig = DetectConfig()
     track: TrackConfig = TrackConfig()
     crop: CropConfig = CropConfig()
     match: MatchConfig = MatchConfig()
-    publish: PublishConfig = PublishConfig()
-    spool: SpoolConfig = SpoolConfig()
-    runtime: RuntimeConfig = RuntimeConfig()
 
     @field_validator("track")
     @classmethod
@@ -191,6 +201,17 @@ class EdgeConfig(Settings):
         if detect and "low" in track.model_fields_set and track.low > detect.threshold:
             raise ValueError(f"low should be at most detect.threshold, {detect.threshold}, got {track.low}")
         return track
+
+
+class EdgeConfig(DescribeConfig):
+    """configs/edge.toml."""
+
+    device: str = Field(min_length=1, max_length=200, description="this box's name in events")
+    bundle: Path = Field(strict=False, description="the bundle's folder, relative to this file")
+    camera: tuple[CameraConfig, ...] = Field(strict=False, description="one [[camera]] per source")
+    publish: PublishConfig = PublishConfig()
+    spool: SpoolConfig = SpoolConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
 
     @field_validator("camera")
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -26,9 +27,10 @@ _INK, _PAPER = (235, 235, 235), (32, 30, 28)
 _CHARS = 60  # a line of the panel
 
 
-def draw(frame: Frame, people: Detections, matches: Matches) -> Image:
+def draw(frame: Frame, people: Detections, matches: Matches, tracks: Sequence[int] | None = None) -> Image:
     """(h, w, 3) uint8 BGR: the frame enlarged, numbered boxes, and each person's best option of every category.
 
+    tracks: the people's numbers; without them they are counted from 1, best score first. What is unknown is left out.
     People beyond what the panel holds are boxed, and counted below it.
     """
     scale = min(_FRAME_WIDTH / frame.width, _FRAME_HEIGHT / frame.height)
@@ -37,16 +39,17 @@ def draw(frame: Frame, people: Detections, matches: Matches) -> Image:
     clean = picture.copy()  # the thumbnails are cut from it
     panel = np.full((height, _PANEL_WIDTH, 3), _PAPER, np.uint8)
     top, shown = _PAD, 0
-    for i, box in enumerate(people.boxes):
-        colour = _COLOURS[i % len(_COLOURS)]
+    numbers = range(1, len(people) + 1) if tracks is None else tracks
+    for i, (box, number) in enumerate(zip(people.boxes, numbers, strict=True)):
+        colour = _COLOURS[(number - 1) % len(_COLOURS)]
         x1, y1, x2, y2 = (round(float(edge) * scale) for edge in box)
         cv2.rectangle(picture, (x1, y1), (x2, y2), colour, 2, cv2.LINE_AA)
-        _tag(picture, str(i + 1), x1, y1, colour)
+        _tag(picture, str(number), x1, y1, colour)
         lines = textwrap.wrap(_words(matches, i), _CHARS)
         block = max(_THUMB[1], (len(lines) + 1) * _LINE) + _PAD
         if shown < i or top + block > height - _LINE:
             continue
-        _entry(panel, top, f"{i + 1}   person {people.scores[i]:.0%}", lines, clean[y1:y2, x1:x2], colour)
+        _entry(panel, top, f"{number}   person {people.scores[i]:.0%}", lines, clean[y1:y2, x1:x2], colour)
         top, shown = top + block, shown + 1
     left = len(people) - shown
     if not len(people) or left:
@@ -57,7 +60,7 @@ def draw(frame: Frame, people: Detections, matches: Matches) -> Image:
 def _words(matches: Matches, person: int) -> str:
     """The best option of each category; where two categories have it ("dark"), the category's name goes before."""
     names = [option for category in matches.categories for option in category.options]
-    best = [(answer.category.name, answer.top[0]) for answer in matches.answers(person, 1)]
+    best = [(answer.category.name, answer.top[0]) for answer in matches.answers(person, 1) if not answer.unknown]
     return ", ".join(
         f"{f'{category} ' if names.count(choice.option) > 1 else ''}{choice.option} {choice.probability:.0%}"
         for category, choice in best

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,26 +21,28 @@ Ids = NDArray[np.int64]
 class _Known:
     """One track. frame: of the last look. Sums over the looks, weighted by quality, in float64: they may be many."""
 
+    vectors: NDArray[np.float64]  # (d,)
+    probabilities: NDArray[np.float64]  # (m,)
+    votes: NDArray[np.float64]  # (m,)
+    weight: float = 0.0
     looks: int = 0
     frame: int = 0
     area: float = 0.0
     quality: float = 0.0
-    weight: float = 0.0
-    vectors: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))  # (d,)
-    probabilities: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))  # (m,)
-    votes: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))  # (m,)
     told: tuple[str | None, ...] | None = None  # the best option of each category, None where unknown
 
 
 class Identities:
     """The tracks of one camera, by their numbers.
 
-    every: frames after which a track is looked at again though nothing about it is better.
+    every: frames after which a track is looked at again though nothing about it is better. met: how many tracks were
+    ever looked at.
     """
 
     def __init__(self, every: int) -> None:
         self._every = every
         self._known: dict[int, _Known] = {}
+        self.met = 0
 
     def due(self, ids: Ids, areas: Floats, qualities: Floats, frame: int) -> Indices:
         """Who is worth a look, the most pressing first: (k,) indices into the (n,) arrays.
@@ -56,7 +58,7 @@ class Identities:
 
     def _rank(self, track: int, area: float, quality: float, frame: int) -> int:
         known = self._known.get(track)
-        if known is None or not known.looks:
+        if known is None:
             return 0
         if area > GROWN * known.area or quality > BETTER * known.quality:
             return 1
@@ -66,11 +68,12 @@ class Identities:
         """Add one look at each of k tracks. vectors: (k, d) of the whole person. matches: of k people."""
         votes = _votes(matches)
         for i, track in enumerate(ids.tolist()):
-            known = self._known.setdefault(track, _Known())
+            if track not in self._known:
+                width = votes.shape[1]
+                self._known[track] = _Known(np.zeros(vectors.shape[1]), np.zeros(width), np.zeros(width))
+                self.met += 1
+            known = self._known[track]
             weight = max(float(qualities[i]), 1e-6)  # a bad look is better than none
-            if not known.looks:
-                known.vectors, known.probabilities = np.zeros(vectors.shape[1]), np.zeros(votes.shape[1])
-                known.votes = np.zeros(votes.shape[1])
             known.looks, known.frame, known.weight = known.looks + 1, frame, known.weight + weight
             known.area, known.quality = max(known.area, float(areas[i])), max(known.quality, weight)
             known.vectors += weight * vectors[i]

@@ -1,4 +1,4 @@
-"""The loop: capture, detect, crop, encode, match, publish, in this order."""
+"""The loop: capture, detect, track, crop, encode, match, publish, in this order."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import logging
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import pairwise
 
@@ -20,13 +20,15 @@ from edge import events
 from edge.boxes import area
 from edge.bundle import PROMPTS, Bundle, PromptBank
 from edge.capture import Cameras
-from edge.config import CropConfig
-from edge.crop import crops_of, cut
+from edge.config import DescribeConfig, TrackConfig
+from edge.crop import crops_of, cut, qualities_of
 from edge.detect import Detector
 from edge.encode import Encoder
 from edge.errors import BundleError
+from edge.identities import Identities, Ids, Indices
 from edge.match import match
-from edge.values import Detections, Floats, Frame, Matches
+from edge.track import Ended, Tracker
+from edge.values import Detections, Floats, Frame, Image, Matches, Region
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +39,9 @@ POLL = 0.2  # s; how soon the loop notices that it should stop
 class Described:
     """A frame and its people in words: n people, vectors (n, d) float32 unit rows, n matches.
 
-    skipped: people found but too small, or too many, to describe. bank: sha256 of the words used.
+    skipped: people found but too small, or too many, to describe. bank: sha256 of the words used. tracks: (n,) int64,
+    who they are, and looks: (n,) int64, how many crops the words rest on; None where nobody is followed. ended: tracks
+    that ended. news: indices of the people to tell of, where repetition is not told; None: the whole frame is.
     """
 
     frame: Frame
@@ -46,6 +50,15 @@ class Described:
     matches: Matches
     skipped: int
     bank: str
+    tracks: Ids | None = None
+    looks: Ids | None = None
+    ended: tuple[Ended, ...] = ()
+    news: Indices | None = None
+
+    @property
+    def told(self) -> bool:
+        """Whether there is anything to publish."""
+        return self.news is None or len(self.news) > 0 or len(self.ended) > 0
 
 
 @dataclass
@@ -92,42 +105,149 @@ class Words:
             log.warning("%s; the words in use stay", error)
 
 
-class Describer:
-    """Frames to people in words: every stage between capture and publish."""
+@dataclass(frozen=True, eq=False)
+class _View:
+    """A frame whose people are found and not described yet.
 
-    def __init__(
-        self, bundle: Bundle, detector: Detector, encoder: Encoder, crop: CropConfig, sensitive: Collection[str]
-    ) -> None:
+    people: those tall enough. tracks: (n,) who they are. looked: (k,) indices of those to encode, whose crops have
+    these qualities (n,). small: how many were not tall enough.
+    """
+
+    frame: Frame
+    people: Detections
+    tracks: Ids
+    looked: Indices
+    qualities: Floats
+    small: int
+    ended: tuple[Ended, ...]
+
+
+class _Camera:
+    """What outlasts a frame of one camera: its tracks, and what is known of them."""
+
+    def __init__(self, config: TrackConfig, threshold: float) -> None:
+        self.tracker = Tracker(config, threshold)
+        self.identities = Identities(config.look_every)
+        self.last: Frame | None = None
+
+    def known(self, ended: Sequence[Ended]) -> tuple[Ended, ...]:
+        """Those of the ended tracks that were ever described; they are forgotten."""
+        described = set(self.identities.forget(one.track for one in ended))
+        return tuple(one for one in ended if one.track in described)
+
+
+class Describer:
+    """Frames to people in words: every stage between capture and publish.
+
+    detector: with track.low, where people are followed.
+    """
+
+    def __init__(self, bundle: Bundle, detector: Detector, encoder: Encoder, config: DescribeConfig) -> None:
         self._facts = bundle.manifest.encoder
-        self._words = Words(bundle, sensitive)
-        self._detector, self._encoder, self._crop = detector, encoder, crop
+        self._words = Words(bundle, config.match.sensitive)
+        self._detector, self._encoder, self._config = detector, encoder, config
+        self._cameras: dict[str, _Camera] = {}
+        self._bank = self._words.permitted
         self.timings = Timings()
+        self.encoded = 0  # crops
 
     def __call__(self, frames: Sequence[Frame]) -> list[Described]:
         """One Described per frame; the crops of all frames are encoded together. Raises BackendError."""
         if not frames:
             return []
         self._words.refresh()
+        if self._bank is not self._words.permitted:
+            self._bank = self._words.permitted
+            for camera in self._cameras.values():
+                camera.identities.restart()
         with self.timings.measure("detect", len(frames)):
             found = self._detector(frames)
-            tall = [one[tall_enough(one, self._crop.min_height)] for one in found]
-            people = [one[largest(one, self._crop.max_per_frame)] for one in tall]
-        bank, each = self._words.permitted, list(zip(frames, people, strict=True))
+        with self.timings.measure("track", len(frames)):
+            views = [self._view(frame, one) for frame, one in zip(frames, found, strict=True)]
         with self.timings.measure("crop", len(frames)):
-            crops = {
-                region: np.concatenate([crops_of(f, p, self._facts, bank.look, region) for f, p in each])
-                for region in bank.regions
-            }
+            crops = {region: self._crops(views, region) for region in self._bank.regions}
         with self.timings.measure("encode", len(frames)):
-            vectors = {region: self._encoder(own, bank.look.flip) for region, own in crops.items()}
+            vectors = {region: self._encoder(own, self._bank.look.flip) for region, own in crops.items()}
+            self.encoded += len(vectors["whole"])
         with self.timings.measure("match", len(frames)):
-            ends = np.cumsum([0, *(len(one) for one in people)])
-            own = [{region: part[start:end] for region, part in vectors.items()} for start, end in pairwise(ends)]
-            matches = [match(one, bank, self._facts.logit_scale) for one in own]
-        return [
-            Described(frame, kept, mine["whole"], matched, len(one) - len(kept), self._words.bank.sha256)
-            for frame, one, kept, mine, matched in zip(frames, found, people, own, matches, strict=True)
-        ]
+            ends = np.cumsum([0, *(len(view.looked) for view in views)])
+            parts = [{region: part[a:b] for region, part in vectors.items()} for a, b in pairwise(ends)]
+            return [self._described(view, own) for view, own in zip(views, parts, strict=True)]
+
+    @property
+    def tracks(self) -> int:
+        """How many were ever described."""
+        return sum(camera.identities.met for camera in self._cameras.values())
+
+    def finish(self) -> list[Described]:
+        """What is left to tell at the end: of each camera the tracks that end with it, as of its last frame."""
+        nobody = {region: np.zeros((0, self._facts.dim), np.float32) for region in self._bank.regions}
+        left = []
+        for camera in self._cameras.values():
+            ended = camera.known(camera.tracker.finish())
+            if ended and camera.last is not None:
+                matches, bank = match(nobody, self._bank, self._facts.logit_scale), self._words.bank.sha256
+                people, no_one = Detections.empty(), np.zeros(0, np.int64)
+                left.append(
+                    Described(camera.last, people, nobody["whole"], matches, 0, bank, no_one, no_one, ended, no_one[:0])
+                )
+        return left
+
+    def _view(self, frame: Frame, found: Detections) -> _View:
+        """Who is there, and who of them is to be encoded."""
+        config, limit = self._config, self._config.crop.max_per_frame
+        if not config.track.enabled:
+            people = found[tall_enough(found, config.crop.min_height)]
+            looked = largest(people, limit)
+            small = len(found) - len(people)
+            return _View(frame, people, np.zeros(len(people), np.int64), looked, people.scores, small, ())
+        camera = self._camera(frame.camera)
+        camera.last = frame
+        tracks = camera.tracker.update(found, frame.captured_at)
+        tall = tall_enough(tracks.people, config.crop.min_height)
+        people, ids = tracks.people[tall], tracks.ids[tall]
+        qualities = qualities_of(frame, people)
+        due = camera.identities.due(ids, area(people.boxes), qualities, frame.number)
+        clear = people.scores[due] > config.detect.threshold  # a box of low score shows who is where, and little else
+        return _View(frame, people, ids, due[clear][:limit], qualities, int((~tall).sum()), camera.known(tracks.ended))
+
+    def _camera(self, name: str) -> _Camera:
+        if name not in self._cameras:
+            self._cameras[name] = _Camera(self._config.track, self._config.detect.threshold)
+        return self._cameras[name]
+
+    def _crops(self, views: Sequence[_View], region: Region) -> Image:
+        look = self._bank.look
+        crops = [crops_of(view.frame, view.people[view.looked], self._facts, look, region) for view in views]
+        return np.concatenate(crops)
+
+    def _described(self, view: _View, vectors: Mapping[Region, Floats]) -> Described:
+        """vectors: of those looked at."""
+        frame, people, bank = view.frame, view.people, self._words.bank.sha256
+        matches = match(vectors, self._bank, self._facts.logit_scale)
+        if not self._config.track.enabled:
+            skipped = view.small + len(people) - len(view.looked)
+            return Described(frame, people[view.looked], vectors["whole"], matches, skipped, bank)
+        identities, looked = self._camera(frame.camera).identities, view.looked
+        sizes = area(people.boxes)
+        identities.look(
+            view.tracks[looked], sizes[looked], view.qualities[looked], frame.number, vectors["whole"], matches
+        )
+        known = np.flatnonzero(identities.looks(view.tracks))
+        tracks = view.tracks[known]
+        means, said = identities.said(tracks, self._bank.categories, self._facts.dim)
+        return Described(
+            frame,
+            people[known],
+            means,
+            said,
+            view.small + len(people) - len(known),
+            bank,
+            tracks,
+            identities.looks(tracks),
+            view.ended,
+            identities.news(tracks, said) if self._config.track.publish == "changes" else None,
+        )
 
 
 def tall_enough(people: Detections, min_height: int) -> NDArray[np.bool_]:
@@ -152,6 +272,7 @@ class Reporter:
     def event(self, stamp: events.Stamp, described: Described) -> events.Event:
         """The wire's form of one described frame, under the number of `stamp`."""
         frame, people = described.frame, described.people
+        told = range(len(people)) if described.news is None else described.news.tolist()
         header = events.Header(
             device=self.device,
             epoch=stamp.epoch,
@@ -163,12 +284,13 @@ class Reporter:
             bundle=self.bundle,
             bank=described.bank,
             embedding_dim=described.vectors.shape[1],
-            people=tuple(self._person(described, i) for i in range(len(people))),
+            people=tuple(self._person(described, i) for i in told),
             skipped=described.skipped,
+            ended=tuple(events.Ended(**asdict(one)) for one in described.ended),
             notices=stamp.notices,
         )
-        jpegs = [_jpeg(frame, box) if self.crops else None for box in people.boxes]
-        return events.Event(header, described.vectors.astype(np.float16), tuple(jpegs))
+        jpegs = [_jpeg(frame, people.boxes[i]) if self.crops else None for i in told]
+        return events.Event(header, described.vectors[list(told)].astype(np.float16), tuple(jpegs))
 
     def _person(self, described: Described, person: int) -> events.Person:
         answers = tuple(
@@ -184,7 +306,14 @@ class Reporter:
             for answer in described.matches.answers(person, self.top_k)
         )
         score = round(float(described.people.scores[person]), 4)
-        return events.Person(box=described.people.box(person), score=score, answers=answers, crop=self.crops)
+        return events.Person(
+            box=described.people.box(person),
+            score=score,
+            answers=answers,
+            crop=self.crops,
+            track=None if described.tracks is None else int(described.tracks[person]),
+            looks=None if described.looks is None else int(described.looks[person]),
+        )
 
 
 def run(
@@ -207,9 +336,12 @@ def run(
             continue
         left = None if left is None else left - len(frames)
         for described in describer(frames):
-            with describer.timings.measure("publish", 1):
-                send(partial(reporter.event, described=described))
+            if described.told:
+                with describer.timings.measure("publish", 1):
+                    send(partial(reporter.event, described=described))
             on_described(described)
+    for described in describer.finish():
+        send(partial(reporter.event, described=described))
 
 
 def _jpeg(frame: Frame, box: Floats) -> bytes:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,6 +26,7 @@ from collector.store import Store
 from edge.commands import INTERRUPTED, IO_ERROR
 from edge.config import CameraConfig, EdgeConfig, Settings, read_edge_config
 from edge.errors import LookoutError
+from export.label_map import read_label_map
 from export.prompts import read_prompts
 from export.recipe import DetectorRecipe, EncoderRecipe, Recipe, read_recipe
 from tests.test_layers import COLLECTOR, CONTRACTS, DELIVERY, DEVICES, EDGE, EXPORT, STAGES, WORDS
@@ -385,7 +387,13 @@ def test_newest_change_is_of_this_version() -> None:
 # --- TOML -------------------------------------------------------------------------------------------------------------
 
 EXAMPLES = [block for block in BLOCKS if block.language == "toml"]
-READERS = {"edge": read_edge_config, "demo": read_edge_config, "models": read_recipe, "person": read_prompts}
+READERS = {
+    "edge": read_edge_config,
+    "demo": read_edge_config,
+    "models": read_recipe,
+    "labels": partial(read_label_map, categories=()),
+    "person": read_prompts,
+}
 FILES = [path for folder in ("configs", "prompts") for path in sorted((ROOT / folder).glob("*.toml"))]
 
 

@@ -31,7 +31,7 @@ from safetensors.numpy import save_file
 
 from edge.backend import Session, TensorSpec, open_session
 from edge.bundle import DETECTOR, IMAGE, Bundle
-from edge.config import CropConfig, DetectConfig, PublishConfig, SpoolConfig
+from edge.config import DescribeConfig, DetectConfig, MatchConfig, PublishConfig, SpoolConfig, TrackConfig
 from edge.detect import Detector
 from edge.encode import Encoder
 from edge.errors import LookoutError
@@ -161,8 +161,10 @@ def stages(title: str, frames: Sequence[Frame], bundle: Bundle, detector: Timed,
         bundle,
         Detector(detector, facts.detector, DetectConfig()),
         Encoder(image, facts.encoder),
-        CropConfig(),
-        [category.name for category in bundle.bank.categories],
+        DescribeConfig(
+            track=TrackConfig(enabled=False),
+            match=MatchConfig(sensitive=tuple(category.name for category in bundle.bank.categories)),
+        ),
     )
     reporter = Reporter("bench", facts.seal(), top_k=3, crops=False)
     target = " (target: under 5 %)" if title.startswith("YOLOv4-416") else ""  # set for the models of full size

@@ -80,16 +80,22 @@ def test_what_the_box_saw_the_store_has(mini: Path, video: Path, tmp_path: Path)
         said, _ = collector.communicate(timeout=DEADLINE)
         assert collector.returncode == 0
     assert "20 frames" in done.stdout
-    assert "20 events delivered, 0 wait in the spool" in done.stdout
-    assert "stored 20 events" in said
+    assert "21 events delivered, 0 wait in the spool" in done.stdout, "one per frame, and the tracks' end"
+    assert "stored 21 events" in said
     assert cv2.imread(str(tmp_path / "demo.png")) is not None
 
     lines = command("collector", "export", store, "--format", "jsonl").stdout.splitlines()
     events = [json.loads(line) for line in lines]
-    assert [event["frame"] for event in events] == list(range(20))
-    assert [event["seq"] for event in events] == list(range(20))
+    assert [event["frame"] for event in events] == [*range(20), 19]
+    assert [event["seq"] for event in events] == list(range(21))
     bundle = open_bundle(mini)
-    for event in events:
+    *described, last = events
+    tracks = {person["track"] for event in described for person in event["people"]}
+    ended = [one for event in events for one in event["ended"]]
+    assert {one["track"] for one in ended} == tracks, "each track is closed"
+    assert len(ended) == len(tracks) < sum(len(event["people"]) for event in described) / 5
+    assert last["people"] == []
+    for event in described:
         assert (event["schema"], event["device"], event["camera"]) == ("lookout.event/1", "box", "pan")
         assert (event["bundle"], event["bank"]) == (bundle.manifest.seal(), bundle.bank.sha256)
         assert tuple(event["frame_size"]) == (768, 576)
@@ -97,6 +103,8 @@ def test_what_the_box_saw_the_store_has(mini: Path, video: Path, tmp_path: Path)
         for person in event["people"]:
             assert len(person["answers"]) == 12, "gender is sensitive: answered only when asked for"
             assert all(len(answer["top"]) == 2 for answer in person["answers"])
+            assert all(0 < answer["support"] <= 1 for answer in person["answers"])
+            assert person["looks"] >= 1
             assert person["crop"] is False
     people = rows(store, "SELECT count(*), count(embedding), sum(crop IS NOT NULL) FROM people")
     assert people == [(sum(len(event["people"]) for event in events),) * 2 + (0,)]
@@ -128,7 +136,7 @@ def test_events_travel_over_ipv6(mini: Path, video: Path, tmp_path: Path) -> Non
         command("edge", "run", "--config", config(tmp_path, mini, video, "linger_ms = 20000\n", address))
         collector.send_signal(signal.SIGTERM)
         said, _ = collector.communicate(timeout=DEADLINE)
-    assert "stored 20 events" in said
+    assert "stored 21 events" in said
 
 
 def test_a_camera_name_is_printed_as_it_is_written(mini: Path, video: Path, tmp_path: Path) -> None:
@@ -143,11 +151,11 @@ def test_no_collector_costs_no_frame_and_no_event(mini: Path, video: Path, tmp_p
     for run in (1, 2):
         done = command("edge", "run", "--config", chosen)
         assert "20 frames" in done.stdout
-        assert f"0 events delivered, {20 * run} wait in the spool" in done.stdout
+        assert f"0 events delivered, {21 * run} wait in the spool" in done.stdout
     store = tmp_path / "results.db"
     with collecting(store) as (collector, address):
         config(tmp_path, mini, video, "linger_ms = 20000\n", address)
-        assert "60 events delivered, 0 wait" in command("edge", "run", "--config", chosen).stdout
+        assert "63 events delivered, 0 wait" in command("edge", "run", "--config", chosen).stdout
         collector.send_signal(signal.SIGTERM)
         collector.communicate(timeout=DEADLINE)
     assert rows(store, "SELECT count(*), count(DISTINCT epoch), max(seq) FROM events") == [(60, 3, 19)]
@@ -184,8 +192,8 @@ def test_push_is_for_others(mini: Path, video: Path, tmp_path: Path) -> None:
         port = other.bind_to_random_port("tcp://127.0.0.1")
         more = 'linger_ms = 20000\ntransport = "push"\n'
         done = command("edge", "run", "--config", config(tmp_path, mini, video, more, f"tcp://127.0.0.1:{port}"))
-        assert [decode(other.recv_multipart()).header.seq for _ in range(20)] == list(range(20))
-    assert "20 events queued, 0 dropped" in done.stdout
+        assert [decode(other.recv_multipart()).header.seq for _ in range(21)] == list(range(21))
+    assert "21 events queued, 0 dropped" in done.stdout
     assert not (tmp_path / "spool.db").exists()
 
 
