@@ -128,8 +128,8 @@ def limits(truth: Identified, found: Mapping[int, Detections]) -> str:
         best = overlaps.max(axis=0, initial=0)
         wrong, beside = wrong + int((best < NEAREST).sum()), beside + int((best[best < NEAREST] > 0.1).sum())
     return (
-        f"Limits: the boxes. {missed} times a person has none, {hidden} of them before or behind another; {wrong} boxes\n"
-        f"are on nobody, {beside} of them beside a person (IoU 0.1 to {NEAREST}). People who cross are told apart by\n"
+        f"Limits: the boxes. {missed} times a person has none, {hidden} of them before or behind another; {wrong}\n"
+        f"boxes are on nobody, {beside} of them beside a person (IoU 0.1 to {NEAREST}). People who cross are told apart by\n"
         "motion alone. And this is one video with few people: the papers' are more and harder."
     )
 
