@@ -129,8 +129,8 @@ def limits(truth: Identified, found: Mapping[int, Detections]) -> str:
         wrong, beside = wrong + int((best < NEAREST).sum()), beside + int((best[best < NEAREST] > 0.1).sum())
     return (
         f"Limits: the boxes. {missed} times a person has none, {hidden} of them before or behind another; {wrong}\n"
-        f"boxes are on nobody, {beside} of them beside a person (IoU 0.1 to {NEAREST}). People who cross are told apart by\n"
-        "motion alone. And this is one video with few people: the papers' are more and harder."
+        f"boxes are on nobody, {beside} of them beside a person (IoU 0.1 to {NEAREST}). People who cross are told\n"
+        "apart by motion alone. And this is one video with few people: the papers' are more and harder."
     )
 
 
