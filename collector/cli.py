@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import resource
 import signal
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
@@ -16,12 +17,15 @@ from typing import IO, TYPE_CHECKING
 import click
 
 from collector import keyring
+from collector.labelling import CSV, ask_people, read_set, write_set
 from collector.replay import send, showing, write_lines
 from collector.report import copying, report_gaps, report_stats
+from collector.search import ask_store, report_asked
 from collector.server import Server
 from collector.sheet import write_csv
 from collector.store import Store
 from collector.table import counts, shown
+from edge.bundle import open_bundle
 from edge.commands import Commands
 from edge.errors import ConfigError
 from edge.keys import checked_key, needs_encryption, read_key, secure_client
@@ -151,6 +155,52 @@ def stats(path: Path, as_json: bool) -> None:
     """Tell what a store has of each device."""
     with Store(path) as store:
         report_stats(store.stats(), *store.size(), as_json)
+
+
+@main.command()
+@_STORE
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for a labelled set: a table for a spreadsheet.")
+@click.option("--read", "file", type=click.Path(path_type=Path), help="The table, corrected, to be taken up.")
+@click.option("--device", help="Only people whom this box saw.")
+@click.option("--limit", type=click.IntRange(min=1), default=1000, show_default=True, help="At most so many people.")
+def label(path: Path, out: Path | None, file: Path | None, device: str | None, limit: int) -> None:
+    """Say what is true of the newest people in a store, which `python -m export` learns from: in a table, or one
+    question after the other."""
+    if out is not None and file is not None:
+        raise click.UsageError("--out and --read do not go together")
+    if out is None and file is None and not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise click.UsageError("no terminal to ask on: --out FOLDER or --read FILE is needed")
+    with Store(path) as store:
+        if out is not None:
+            written = write_set(store, out, device, limit)
+            others = f", {written.others} more of another bundle" if written.others else ""
+            left = f", {written.left} more beyond --limit" if written.left else ""
+            click.echo(f"{out / CSV}: {written.people} people, {written.crops} with a picture{others}{left}")
+        elif file is not None:
+            read = read_set(store, file)
+            if read.ignored:
+                click.echo(f"no categories of this store: {', '.join(map(repr, read.ignored))}", err=True)
+            click.echo(f"{file}: {read.new} corrections of {read.people} people, {read.known} were known")
+        else:
+            click.echo(f"{ask_people(store, _typed, click.echo, device, limit)} answers")
+
+
+def _typed(question: str) -> str:
+    return str(click.prompt(question, default="", show_default=False, prompt_suffix=" ? "))
+
+
+@main.command()
+@_STORE
+@click.option("--bundle", type=click.Path(path_type=Path), required=True, help="The bundle of the boxes.")
+@click.option("--prompts", type=click.Path(path_type=Path), help="Prompt file; without it the bundle's own words.")
+@click.option("--sensitive", multiple=True, metavar="CATEGORY", help="Also ask this category marked as sensitive.")
+@_JSON
+def ask(path: Path, bundle: Path, prompts: Path | None, sensitive: Sequence[str], as_json: bool) -> None:
+    """Ask all people in a store, each track once, questions that no box was asked."""
+    opened = open_bundle(bundle)
+    with Store(path) as store:
+        asked = ask_store(store, opened, prompts, sensitive)
+    report_asked(asked, as_json)
 
 
 @main.command()

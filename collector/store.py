@@ -6,7 +6,7 @@ import json
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -18,10 +18,11 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from collector.ledger import HIGHEST, UNKNOWN, Ledger, Stream
+from collector.people import ANSWERS, PERSON, People, Place, person_of
 from collector.schema import prepare
 from collector.sinks import Item, Kept, Outcome, Poison
 from edge.errors import ConfigError, StoreError
-from edge.events import Answer, Ended, Event, Header, Person, encode
+from edge.events import Ended, Event, Header, Person, encode
 from edge.failpoints import failpoint
 from edge.protocol import Data, Gone
 
@@ -38,7 +39,6 @@ RETENTION = "removed by retention"
 
 # the header's fields that are columns of the same name
 _FIELDS = ("device", "epoch", "seq", "camera", "frame", "captured_at", "bundle", "bank", "embedding_dim", "skipped")
-_ANSWERS = TypeAdapter(tuple[Answer, ...])
 _ENDED = TypeAdapter(tuple[Ended, ...])
 _DISK_FAILED = ("database or disk is full", "disk I/O error")  # SQLite's words; its codes come with Python 3.11
 
@@ -112,6 +112,7 @@ class Store:
         except sqlite3.DatabaseError as error:
             raise ConfigError(f"store {path} is no lookout store", got=error, remedy="choose another file") from error
         self._ledger = Ledger(self._db)
+        self.people = People(self._db)  # to be read within `snapshot`
 
     # --- what arrives -------------------------------------------------------------------------------------------------
 
@@ -247,6 +248,16 @@ class Store:
             )
             return count + refused.rowcount
 
+    # --- what people say ----------------------------------------------------------------------------------------------
+
+    def correct(self, corrections: Iterable[tuple[Place, str, str]], labelled_at: float) -> int:
+        """Note, in one transaction, what is true of whom: place, category, option. labelled_at: seconds since 1970.
+
+        How many that were: who is not there any more is passed over.
+        """
+        with self._translated(), self._transaction("IMMEDIATE"):
+            return sum(self.people.correct(*correction, labelled_at) for correction in corrections)
+
     # --- what is there ------------------------------------------------------------------------------------------------
 
     def headers(self) -> Iterator[Header]:
@@ -381,10 +392,7 @@ class Store:
     def _headers(self, where: str, *values: str | float) -> Iterator[tuple[int, Header]]:
         """The row's number and the header of the events that `where` finds, in its order."""
         events = f"SELECT id, width, height, notices, ended, {', '.join(_FIELDS)} FROM events WHERE {where}"
-        people = (
-            "SELECT score, answers, crop IS NOT NULL, track, looks, x1, y1, x2, y2"
-            " FROM people LEFT JOIN tracks USING (event, number) WHERE event = ? ORDER BY number"
-        )
+        people = f"SELECT {PERSON} FROM people LEFT JOIN tracks USING (event, number) WHERE event = ? ORDER BY number"
         with self._translated():
             for key, width, height, notices, ended, *row in self._db.execute(events, values):
                 fields = dict(zip(_FIELDS, row, strict=True))
@@ -392,13 +400,7 @@ class Store:
                     fields["notices"] = tuple(json.loads(notices))
                 if ended is not None:
                     fields["ended"] = _ENDED.validate_json(ended)
-                everyone = tuple(
-                    Person(
-                        box=tuple(box), score=score, answers=_ANSWERS.validate_json(answers), crop=bool(crop),
-                        track=track, looks=looks,
-                    )
-                    for score, answers, crop, track, looks, *box in self._db.execute(people, (key,))
-                )  # fmt: skip
+                everyone = tuple(person_of(*person) for person in self._db.execute(people, (key,)))
                 yield key, Header(frame_size=(width, height), people=everyone, **fields)
 
     def _events(self, where: str, *values: str | float) -> Iterator[Event]:
@@ -440,7 +442,7 @@ class Store:
 
 def _answers(person: Person) -> str:
     """The answers as the JSON of the wire."""
-    return _ANSWERS.dump_json(person.answers, exclude_none=True).decode()
+    return ANSWERS.dump_json(person.answers, exclude_none=True).decode()
 
 
 def _content(event: Event) -> tuple[Header, bytes, tuple[bytes | None, ...]]:
