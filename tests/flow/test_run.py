@@ -158,7 +158,7 @@ def test_no_collector_costs_no_frame_and_no_event(mini: Path, video: Path, tmp_p
         assert "63 events delivered, 0 wait" in command("edge", "run", "--config", chosen).stdout
         collector.send_signal(signal.SIGTERM)
         collector.communicate(timeout=DEADLINE)
-    assert rows(store, "SELECT count(*), count(DISTINCT epoch), max(seq) FROM events") == [(60, 3, 19)]
+    assert rows(store, "SELECT count(*), count(DISTINCT epoch), max(seq) FROM events") == [(63, 3, 20)]
 
 
 def test_a_killed_box_loses_nothing_that_it_had_seen(mini: Path, tmp_path: Path) -> None:
