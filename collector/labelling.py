@@ -250,7 +250,7 @@ def _answered(ask: Ask, answer: Answer, options: Iterable[str]) -> str | None:
     """The option that a person chose; "" where they skip the question, None where they want no more."""
     best = [choice.option for choice in answer.top]
     choices = [*best, *(option for option in options if option not in best)]
-    sure = [f" {choice.probability:.0%}" for choice in answer.top] + [""] * len(choices)
+    sure = [f" {100 * choice.probability:.0f} %" for choice in answer.top] + [""] * len(choices)
     told = [f"{i} {harmless(option)}{sure[i - 1]}" for i, option in enumerate(choices, 1)]
     unknown = "unknown; " if answer.unknown else ""
     question = f"  {harmless(answer.category)}: {unknown}{', '.join(told)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
@@ -134,15 +135,12 @@ class People:
 
     def options(self) -> dict[str, tuple[str, ...]]:
         """Category -> the options that it ever had among the best, both in the order of arrival."""
-        query = (
-            "SELECT json_extract(answer.value, '$.category'), json_extract(choice.value, '$.option')"
-            " FROM people, json_each(answers) AS answer, json_each(answer.value, '$.top') AS choice"
-            " GROUP BY 1, 2 ORDER BY min(people.rowid), answer.key, choice.key"
-        )
-        options: dict[str, tuple[str, ...]] = {}
-        for category, option in self._db.execute(query):
-            options[category] = (*options.get(category, ()), option)
-        return options
+        options: dict[str, dict[str, None]] = {}
+        for (answers,) in self._db.execute("SELECT answers FROM people ORDER BY rowid"):
+            for answer in json.loads(answers):  # as fast as SQLite's json_each, and nothing has to be sorted
+                known = options.setdefault(answer["category"], {})
+                known.update((choice["option"], None) for choice in answer["top"])
+        return {category: tuple(known) for category, known in options.items()}
 
     def corrections(self) -> dict[Who, dict[str, str]]:
         """Person -> category -> what people said last."""

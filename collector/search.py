@@ -63,12 +63,13 @@ class Asked:
     answers: tuple[Answered, ...]
 
 
-def ask_store(store: Store, bundle: Bundle, prompts: Path | None, sensitive: Sequence[str]) -> Asked:
+def ask_store(store: Store, bundle: Bundle, prompts: Path | None, sensitive: Sequence[str], rows: int = ROWS) -> Asked:
     """Ask all people of this bundle's encoder, each track once: its last event, whose vector is the track's mean.
 
     prompts: the words; None: the bundle's own, with what was learned for them. sensitive: categories marked so that
     are asked all the same. Only questions about the whole person can be: of the parts no vector is stored. How the
     stored people were looked at (margin, square, flip) cannot be known; a look that the words name changes nothing.
+    rows: of people in memory at once.
 
     Raises ConfigError: no such category in `sensitive`, no question that can be asked, nobody of this encoder where
     there are others; and what reading and embedding the words raise.
@@ -79,7 +80,7 @@ def ask_store(store: Store, bundle: Bundle, prompts: Path | None, sensitive: Seq
     tallies = [_Tally(category) for category in bank.categories]
     people = 0
     with store.snapshot():
-        for keys, vectors in store.people.vectors(encoder, ROWS):
+        for keys, vectors in store.people.vectors(encoder, rows):
             people += len(keys)
             found = match({"whole": vectors.astype(np.float32)}, bank, bundle.manifest.encoder.logit_scale)
             for tally, (_, columns) in zip(tallies, columns_of(bank.categories), strict=True):
@@ -183,14 +184,14 @@ def report_asked(asked: Asked, as_json: bool) -> None:
         click.echo(f"\n{answered.category.name}{unknown}")
         width = max(len(found.option) for found in answered.options)
         for found in answered.options:
-            mean = "" if found.probability is None else f"  mean {found.probability:.0%}"
+            mean = "" if found.probability is None else f"  mean {100 * found.probability:.0f} %"
             share = found.people / max(asked.people, 1)
-            click.echo(f"  {found.option:{width}}  {found.people:>9,}  {share:>6.1%}{mean}")
+            click.echo(f"  {found.option:{width}}  {found.people:>9,}  {100 * share:>5.1f} %{mean}")
             for example in found.examples:
                 one = example.sighting
                 box = " ".join(f"{edge:.0f}" for edge in one.person.box)
                 where = harmless(f"{one.place.device}/{one.camera}")
-                click.echo(f"      {example.probability:4.0%}  {where}  {utc(one.captured_at)}  box {box}")
+                click.echo(f"      {100 * example.probability:3.0f} %  {where}  {utc(one.captured_at)}  box {box}")
 
 
 def _as_json(asked: Asked) -> dict[str, object]:

@@ -362,10 +362,10 @@ def test_questions_are_answered_one_by_one_and_kept_at_once(store: Store) -> Non
     assert typist.shown == [
         "Enter: the first is right; a number: that one; s: skip; q: quit",
         "\nbox/d?[2J  2023-11-14T22:13:21.000+00:00  box 1 2 30 40, track 4 of 2 looks  images/box-7-1-0.jpg",
-        "  hat: unknown; 1 none 75%, 2 cap, 3 helmet",
+        "  hat: unknown; 1 none 75 %, 2 cap, 3 helmet",
         "\nbox/door  2023-11-14T22:13:20.000+00:00  box 1 2 30 40  images/box-7-0-0.jpg",
-        *["  hat: 1 cap 75%, 2 helmet 38%, 3 none"] * 3,
-        "  bag: 1 big 75%",
+        *["  hat: 1 cap 75 %, 2 helmet 38 %, 3 none"] * 3,
+        "  bag: 1 big 75 %",
     ]
     said = {("box", 7, "d\x1b[2J", 4): {"hat": "cap"}, Place("box", 7, 0, 0): {"bag": "big"}}
     assert store.people.corrections() == said
