@@ -42,6 +42,7 @@ class Identities:
     def __init__(self, every: int) -> None:
         self._every = every
         self._known: dict[int, _Known] = {}
+        self._ever: set[int] = set()  # looked at, also before a restart: their end is still to be told
         self.met = 0
 
     def due(self, ids: Ids, areas: Floats, qualities: Floats, frame: int) -> Indices:
@@ -71,7 +72,8 @@ class Identities:
             if track not in self._known:
                 width = votes.shape[1]
                 self._known[track] = _Known(np.zeros(vectors.shape[1]), np.zeros(width), np.zeros(width))
-                self.met += 1
+                self.met += track not in self._ever
+                self._ever.add(track)
             known = self._known[track]
             weight = max(float(qualities[i]), 1e-6)  # a bad look is better than none
             known.looks, known.frame, known.weight = known.looks + 1, frame, known.weight + weight
@@ -112,8 +114,12 @@ class Identities:
         return np.array(changed, np.intp)
 
     def forget(self, tracks: Iterable[int]) -> list[int]:
-        """These have ended; which of them had been looked at."""
-        return [track for track in tracks if self._known.pop(track, None) is not None]
+        """These have ended; which of them had ever been looked at."""
+        looked = [track for track in tracks if track in self._ever]
+        self._ever.difference_update(looked)
+        for track in looked:
+            self._known.pop(track, None)
+        return looked
 
     def restart(self) -> None:
         """The words changed: nothing that was said in the old ones counts, and everybody is looked at again."""

@@ -8,7 +8,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 
@@ -94,9 +94,9 @@ class Words:
             if seen != self._seen:
                 self._seen = seen
                 fresh = self._bundle.read_bank()
-                if fresh.sha256 != self.bank.sha256:
+                if fresh.sha256 != self.bank.sha256:  # the same words written anew change nothing
                     log.info("new words from %s: bank %s", fresh.source, fresh.sha256[:12])
-                self._use(fresh)
+                    self._use(fresh)
         except OSError as error:
             if self._seen is not None:
                 log.warning("%s: %s; the words in use stay", self._bundle.file(PROMPTS), error.strerror)
@@ -286,7 +286,7 @@ class Reporter:
             embedding_dim=described.vectors.shape[1],
             people=tuple(self._person(described, i) for i in told),
             skipped=described.skipped,
-            ended=tuple(events.Ended(**asdict(one)) for one in described.ended),
+            ended=tuple(_ended(one) for one in described.ended),
             notices=stamp.notices,
         )
         jpegs = [_jpeg(frame, people.boxes[i]) if self.crops else None for i in told]
@@ -342,6 +342,12 @@ def run(
             on_described(described)
     for described in describer.finish():
         send(partial(reporter.event, described=described))
+
+
+def _ended(track: Ended) -> events.Ended:
+    """Its times rounded as `captured_at` is, so that they are those of its first and last event."""
+    first, last = round(track.first_seen, 3), round(track.last_seen, 3)
+    return events.Ended(track=track.track, frames=track.frames, first_seen=first, last_seen=last)
 
 
 def _jpeg(frame: Frame, box: Floats) -> bytes:
