@@ -34,6 +34,7 @@ from edge.publish import Secure
 if TYPE_CHECKING:
     from collector.nats import NatsSink
 
+PEOPLE = 1000  # of whom a set, or somebody at a terminal, is asked
 PRUNE_SECONDS = 60.0  # between two looks for what is to be deleted
 
 _STORE = click.argument("path", metavar="STORE", type=click.Path(path_type=Path))
@@ -162,17 +163,19 @@ def stats(path: Path, as_json: bool) -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for a labelled set: a table for a spreadsheet.")
 @click.option("--read", "file", type=click.Path(path_type=Path), help="The table, corrected, to be taken up.")
 @click.option("--device", help="Only people whom this box saw.")
-@click.option("--limit", type=click.IntRange(min=1), default=1000, show_default=True, help="At most so many people.")
-def label(path: Path, out: Path | None, file: Path | None, device: str | None, limit: int) -> None:
+@click.option("--limit", type=click.IntRange(min=1), show_default=str(PEOPLE), help="At most so many people.")
+def label(path: Path, out: Path | None, file: Path | None, device: str | None, limit: int | None) -> None:
     """Say what is true of the newest people in a store, which `python -m export` learns from: in a table, or one
     question after the other."""
     if out is not None and file is not None:
         raise click.UsageError("--out and --read do not go together")
+    if file is not None and (device is not None or limit is not None):
+        raise click.UsageError("--device and --limit are not for --read")
     if out is None and file is None and not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise click.UsageError("no terminal to ask on: --out FOLDER or --read FILE is needed")
     with Store(path) as store:
         if out is not None:
-            written = write_set(store, out, device, limit)
+            written = write_set(store, out, device, limit or PEOPLE)
             others = f", {written.others} more of another bundle" if written.others else ""
             left = f", {written.left} more beyond --limit" if written.left else ""
             click.echo(f"{out / CSV}: {written.people} people, {written.crops} with a picture{others}{left}")
@@ -182,7 +185,7 @@ def label(path: Path, out: Path | None, file: Path | None, device: str | None, l
                 click.echo(f"no categories of this store: {', '.join(map(repr, read.ignored))}", err=True)
             click.echo(f"{file}: {read.new} corrections of {read.people} people, {read.known} were known")
         else:
-            click.echo(f"{ask_people(store, _typed, click.echo, device, limit)} answers")
+            click.echo(f"{ask_people(store, _typed, click.echo, device, limit or PEOPLE)} answers")
 
 
 def _typed(question: str) -> str:

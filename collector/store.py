@@ -426,7 +426,7 @@ class Store:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, ValidationError) as error:
+        except (sqlite3.Error, ValidationError, json.JSONDecodeError) as error:
             raise StoreError(f"store {self.path}: {error}") from error
 
     def close(self) -> None:

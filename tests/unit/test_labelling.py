@@ -35,13 +35,13 @@ BANK = (
 def person(
     track: int | None = None, looks: int | None = None, crop: bool = False, unknown: bool = False, **options: str
 ) -> Person:
-    """category="cap helmet": the best options, in order; every second one is half as probable."""
+    """Each category's best options in order, each half as probable as the one before; _ for a space in a name."""
     answers = tuple(
         Answer(
-            category=category,
+            category=category.replace("_", " "),
             top=tuple(
-                Choice(option=option, probability=0.75 / 2**i)
-                for i, option in enumerate(best.replace("_", " ").split())
+                Choice(option=option.replace("_", " "), probability=0.75 / 2**i)
+                for i, option in enumerate(best.split())
             ),
             unknown=unknown or None,
         )
