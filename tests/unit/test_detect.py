@@ -326,3 +326,57 @@ def test_the_sessions_error_comes_through() -> None:
     session.close()
     with pytest.raises(BackendError):
         Detector(session, STRETCH, DetectConfig())([frame(9, 9)])
+
+
+# ---- boxes of low score ----
+
+
+def detected(people: tuple[list[Box], list[float]], config: DetectConfig, low: float | None) -> list[tuple[Box, float]]:
+    """The Detector over a net of 32 x 32 px and a frame as large, so that boxes stay whole numbers."""
+    boxes, scores = people
+    facts = STRETCH.model_copy(update={"width": 32, "height": 32})
+    answer = {
+        "boxes": np.array(boxes, F32).reshape(1, -1, 4) / 32,
+        "scores": np.array(scores, F32).reshape(1, -1, 1),
+    }
+    (found,) = Detector(FakeSession(answer), facts, config, low)([frame(32, 32)])
+    assert found.boxes.dtype == found.scores.dtype == F32
+    return [(tuple(map(int, one)), float(score)) for one, score in zip(found.boxes, found.scores, strict=True)]
+
+
+@given(scored(), thresholds, st.sampled_from(["nms", "merge"]), st.integers(0, 15), st.integers(0, 16))
+def test_low_boxes_follow_the_people_where_they_overlap_none(
+    people: tuple[list[Box], list[float]], iou: Fraction, overlap: Overlap, threshold: int, low: int
+) -> None:
+    boxes, scores = people
+    config = DetectConfig(threshold=threshold / 16, iou=float(iou), overlap=overlap)
+    plain = detected(people, config, None)
+    found = detected(people, config, low / 16)
+    assert found[: len(plain)] == plain, "people as without them, and first"
+    maybe = [i for i, score in enumerate(scores) if low / 16 < score <= threshold / 16]
+    rest = []
+    for group in groups_by_hand([boxes[i] for i in maybe], [scores[i] for i in maybe], iou):
+        members = [boxes[maybe[i]] for i in group]
+        x1, y1, x2, y2 = zip(*members, strict=True)
+        one = (min(x1), min(y1), max(x2), max(y2)) if overlap == "merge" else members[0]
+        if all(exact_iou(one, person) <= iou for person, _ in plain):
+            rest.append((one, scores[maybe[group[0]]]))
+    assert found[len(plain) :] == rest
+    assert [score for _, score in found] == sorted((score for _, score in found), reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("low", "scores"),
+    [(None, [0.9, 0.6]), (0.3, [0.9, 0.6, 0.5, 0.4]), (0.4, [0.9, 0.6, 0.5]), (0.5, [0.9, 0.6]), (0.8, [0.9, 0.6])],
+)
+def test_a_low_box_scores_more_than_low_and_a_high_low_hides_nobody(low: float | None, scores: list[float]) -> None:
+    session = FakeSession(outputs([[0.4, 0.9, 0.3, 0.6, 0.5, np.nan]]))
+    (found,) = Detector(session, STRETCH, DetectConfig(), low)([frame(9, 9)])
+    assert found.scores.tolist() == [F32(score) for score in scores]
+
+
+@pytest.mark.parametrize("answer", [[[0.4, 0.45]], [[]], [[0.1]]])
+def test_low_boxes_without_people_are_no_special_case(answer: list[list[float]]) -> None:
+    (found,) = Detector(FakeSession(outputs(answer)), LETTERBOX, DetectConfig(), 0.3)([frame(320, 640)])
+    assert len(found) == (2 if len(answer[0]) == 2 else 0)
+    assert found.boxes.shape == (len(found), 4)

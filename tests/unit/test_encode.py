@@ -56,3 +56,46 @@ def test_the_sessions_error_comes_through() -> None:
     with pytest.raises(BackendError):
         encoder(crops(1))
     assert encoder(crops(0)).shape == (0, 4), "nobody needs no session"
+
+
+def lengths(vectors: NDArray[np.float32]) -> list[float]:
+    return np.linalg.norm(vectors, axis=1).tolist()
+
+
+@pytest.mark.parametrize("count", [0, 1, 33])
+def test_flip_is_the_mean_of_a_crop_and_its_mirror_image(count: int) -> None:
+    def turned(feeds: Arrays) -> dict[str, NDArray[np.float32]]:
+        """Unit rows that left and right change."""
+        corners = feeds["image"][:, :2, :2, 0].reshape(-1, 4).astype(np.float32) + 1
+        return {"embedding": corners / np.linalg.norm(corners, axis=1, keepdims=True)}
+
+    session, images = FakeSession(turned), crops(count)
+    before = images.copy()
+    vectors = Encoder(session, ENCODER_FACTS)(images, flip=True)
+    assert vectors.shape == (count, ENCODER_FACTS.dim)
+    assert vectors.dtype == np.float32
+    assert lengths(vectors) == pytest.approx([1] * count, abs=1e-6)
+    for vector, image in zip(vectors, images, strict=True):
+        mirrored = np.array([[row[::-1] for row in image]])
+        both = (turned({"image": image[None]})["embedding"] + turned({"image": mirrored})["embedding"])[0].astype(float)
+        assert vector == pytest.approx(both / np.linalg.norm(both), abs=1e-6)
+    assert [len(feed["image"]) for feed in session.feeds] == {0: [], 1: [1, 1], 33: [32, 1, 32, 1]}[count]
+    assert (images == before).all()
+
+
+def test_a_crop_and_its_mirror_image_are_one_when_flipped() -> None:
+    def turned(feeds: Arrays) -> dict[str, NDArray[np.float32]]:
+        rows = feeds["image"][:, 0, ::5].mean(axis=2)
+        return {"embedding": (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)}
+
+    encoder, images = Encoder(FakeSession(turned), ENCODER_FACTS), crops(3)
+    mirrored = images[:, :, ::-1].copy()
+    assert np.abs(encoder(images) - encoder(mirrored)).max() > 0.1
+    np.testing.assert_allclose(encoder(images, flip=True), encoder(mirrored, flip=True), atol=1e-6)
+
+
+def test_opposite_vectors_have_no_mean_and_no_nan() -> None:
+    session = FakeSession(lambda feeds: {"embedding": np.where(feeds["image"][:, :1, 0, 0] > 0, 1, -1) * np.eye(1, 4)})
+    half = np.zeros((1, 16, 16, 3), np.uint8)
+    half[:, :, :8] = 1
+    assert Encoder(session, ENCODER_FACTS)(half, flip=True).tolist() == [[0, 0, 0, 0]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from edge.bundle import PromptBank
 from edge.match import match, softmax
-from edge.values import Category
+from edge.values import Category, Region
 from tests.fakes import ENCODER_FACTS, bank, unit_rows
 
 SCALE = ENCODER_FACTS.logit_scale
@@ -88,3 +89,73 @@ def test_leaving_a_category_out_leaves_the_others_as_they_were() -> None:
         match({"whole": vectors}, bank().permitted([]), SCALE),
     )
     np.testing.assert_allclose(allowed.probabilities, everything.probabilities[:, :3], rtol=1e-4)
+
+
+REGIONS: tuple[Region, ...] = ("whole", "head", "upper", "lower", "feet")
+
+
+@st.composite
+def calibrated(draw: st.DrawFn) -> list[Category]:
+    """Categories that look at any region, with any temperature, bias and threshold."""
+    categories = []
+    for number in range(draw(st.integers(1, 4))):
+        count = draw(st.integers(2, 5))
+        bias = tuple(draw(st.lists(st.floats(-5, 5), min_size=count, max_size=count))) if draw(st.booleans()) else ()
+        categories.append(
+            Category(
+                f"c{number}",
+                "q",
+                tuple(f"{number}.{j}" for j in range(count)),
+                (None,) * count,
+                region=draw(st.sampled_from(REGIONS)),
+                temperature=draw(st.sampled_from([0.25, 1.0, 3.0, 50.0])),
+                bias=bias,
+                threshold=draw(st.floats(0, 1)),
+            )
+        )
+    return categories
+
+
+@given(calibrated(), st.integers(0, 3), st.integers(0, 2**32 - 1))
+def test_calibrated_categories_against_plain_loops(categories: list[Category], n: int, seed: int) -> None:
+    """Each from its region's vectors: the logits over the temperature, plus the bias; unknown below the threshold."""
+    words = unit_rows(sum(len(one.options) for one in categories), 8, seed)
+    vectors = {region: unit_rows(n, 8, (seed + i) % 2**32) for i, region in enumerate(REGIONS)}
+    before = {region: rows.copy() for region, rows in vectors.items()}
+    matches = match(vectors, PromptBank(tuple(categories), words, "t", "i", "s"), 20.0)
+    assert len(matches) == n
+    assert matches.support is None
+    for person in range(n):
+        start = 0
+        for category, answer in zip(categories, matches.answers(person, 99), strict=True):
+            one = vectors[category.region][person].astype(float).tolist()
+            logits = []
+            for i in range(len(category.options)):
+                word = words[start + i].astype(float).tolist()
+                logit = 20.0 * math.fsum(a * b for a, b in zip(one, word, strict=True)) / category.temperature
+                logits.append(logit + (category.bias[i] if category.bias else 0))
+            start += len(category.options)
+            wanted = softmax_by_hand(logits)
+            got = {choice.option: choice.probability for choice in answer.top}
+            assert got == pytest.approx(dict(zip(category.options, wanted, strict=True)), rel=1e-3, abs=1e-6)
+            if abs(max(wanted) - category.threshold) > 1e-3:
+                assert answer.unknown == (max(wanted) < category.threshold)
+    assert all((vectors[region] == rows).all() for region, rows in before.items())
+
+
+def test_a_bias_of_the_logits_is_a_factor_of_the_odds() -> None:
+    plain = Category("c", "q", ("x", "y"), (None, None))
+    words = PromptBank((plain,), np.eye(2, 4, dtype=np.float32), "t", "i", "s")
+    alike = {"whole": np.array([[0.6, 0.6, 0.52915, 0]], np.float32)}
+    assert match(alike, words, 10.0).probabilities[0] == pytest.approx([0.5, 0.5])
+    moved = PromptBank((replace(plain, bias=(math.log(3), 0.0)),), words.vectors, "t", "i", "s")
+    assert match(alike, moved, 10.0).probabilities[0] == pytest.approx([0.75, 0.25])
+
+
+def test_only_the_regions_asked_about_are_needed() -> None:
+    head = Category("c", "q", ("x", "y"), (None, None), region="head")
+    words = PromptBank((head,), np.eye(2, dtype=np.float32), "t", "i", "s")
+    assert words.regions == ("whole", "head")
+    vectors = {"whole": np.eye(2, dtype=np.float32), "head": np.eye(2, dtype=np.float32)[::-1]}
+    said = match(vectors, words, 100.0)
+    assert [said.answers(person, 1)[0].top[0].option for person in range(2)] == ["y", "x"]

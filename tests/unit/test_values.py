@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
 import numpy as np
@@ -124,3 +124,69 @@ def test_answers_agree_with_sorting_by_hand(probabilities: NDArray[np.float32], 
         for category, own, answer in zip((SHIRT, HAT), (row[:3], row[3:]), matches.answers(person, top_k), strict=True):
             wanted = sorted(range(len(own)), key=lambda i, own=own: (-own[i], i))[:top_k]
             assert answer.top == tuple(Choice(category.options[i], own[i], category.labels[i]) for i in wanted)
+
+
+@pytest.mark.parametrize(
+    ("calibration", "message"),
+    [
+        ({"temperature": 0.0}, "a temperature > 0"),
+        ({"temperature": -1.0}, "a temperature > 0"),
+        ({"temperature": float("nan")}, "a temperature > 0"),
+        ({"temperature": float("inf")}, "a temperature > 0"),
+        ({"threshold": -0.01}, r"a temperature > 0 and a threshold in 0\.\.1"),
+        ({"threshold": 1.01}, r"a temperature > 0 and a threshold in 0\.\.1"),
+        ({"threshold": float("nan")}, r"a temperature > 0 and a threshold in 0\.\.1"),
+        ({"bias": (0.0, 1.0)}, "no bias or a finite one per option"),
+        ({"bias": (0.0,) * 4}, "no bias or a finite one per option"),
+        ({"bias": (0.0, float("nan"), 0.0)}, "no bias or a finite one per option"),
+        ({"bias": (0.0, 0.0, float("-inf"))}, "no bias or a finite one per option"),
+    ],
+)
+def test_a_category_refuses_a_calibration(calibration: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"Category 'shirt' must have {message}"):
+        replace(SHIRT, **calibration)
+
+
+@pytest.mark.parametrize(
+    "calibration",
+    [{"temperature": 1e-9}, {"temperature": 1e9}, {"threshold": 0.0}, {"threshold": 1.0}, {"bias": (-9.0, 0.0, 9.0)}],
+)
+def test_a_category_takes_a_calibration(calibration: dict[str, Any]) -> None:
+    assert replace(SHIRT, **calibration) != SHIRT or calibration == {"threshold": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("support", "message"),
+    [
+        (np.zeros((2, 3), F32), r"Matches.support must be float32 \(2, 2\), got float32 \(2, 3\)"),
+        (np.zeros((1, 2), F32), r"got float32 \(1, 2\)"),
+        (np.zeros((2, 2)), r"got float64 \(2, 2\)"),
+        (np.zeros(2, F32), r"got float32 \(2,\)"),
+    ],
+)
+def test_matches_refuse_a_support(support: NDArray[Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Matches((SHIRT, HAT), np.zeros((2, 5), F32), support)
+
+
+@pytest.mark.parametrize(
+    ("threshold", "unknown"), [(0.0, False), (0.25, False), (0.5, False), (0.5000001, True), (1.0, True)]
+)
+def test_an_answer_below_its_threshold_is_unknown(threshold: float, unknown: bool) -> None:
+    matches = Matches((replace(SHIRT, threshold=threshold), HAT), np.array([[0.25, 0.5, 0.25, 1, 0]], F32))
+    for top_k in (1, 3):
+        shirt, hat = matches.answers(0, top_k)
+        assert shirt.unknown is unknown
+        assert shirt.top[0].option == "green", "the best is told all the same"
+        assert hat.unknown is False
+
+
+def test_each_answer_has_its_own_support() -> None:
+    shares = np.full((2, 5), 0.25, F32)
+    plain = Matches((SHIRT, HAT), shares)
+    assert [answer.support for answer in plain.answers(1, 1)] == [None, None]
+    seen = Matches((SHIRT, HAT), shares, np.array([[0.125, 0.25], [0.5, 1.0]], F32))
+    assert [answer.support for answer in seen.answers(0, 1)] == [0.125, 0.25]
+    assert [answer.support for answer in seen.answers(1, 1)] == [0.5, 1.0]
+    assert type(seen.answers(1, 1)[0].support) is float
+    assert Matches((SHIRT, HAT), shares[:0], np.zeros((0, 2), F32)).support is not None
