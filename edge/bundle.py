@@ -142,7 +142,8 @@ class Look:
 class Fit:
     """What a bank learned from: which command, from which labels, of how many people and crops.
 
-    how: "calibrated" or "adapted". labels: the labelled set's name. sha256: of that set.
+    how: "calibrated" or "adapted". labels: the labelled set's name. sha256: of that set. everyone: of all its people,
+    rather than the half that `LabelledSet.half` names, so that nobody is left to judge by.
     """
 
     how: Literal["calibrated", "adapted"]
@@ -150,6 +151,7 @@ class Fit:
     sha256: str
     people: int
     crops: int
+    everyone: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,6 +162,7 @@ class PromptBank:
     tower makes them, of any length where they were adapted. text_sha256: the text.onnx that made the vectors.
     image_sha256: the image.onnx they may be compared with. source: the name of the prompt file. look: how a crop is
     made. fits: what was learned from labels, in order; words_sha256: the bank as it was before that ("": this one).
+    text: (m, d) what the text tower made, where `vectors` were adapted; else None.
     """
 
     categories: tuple[Category, ...]
@@ -170,17 +173,25 @@ class PromptBank:
     look: Look = Look()
     fits: tuple[Fit, ...] = ()
     words_sha256: str = ""
+    text: Floats | None = None
 
     def __post_init__(self) -> None:
         options = sum(len(category.options) for category in self.categories)
         if self.vectors.dtype != np.float32 or self.vectors.ndim != 2 or len(self.vectors) != options:
             got = f"{self.vectors.dtype} {self.vectors.shape}"
             raise ValueError(f"PromptBank.vectors must be float32 ({options}, d), got {got}")
-        lengths = np.linalg.norm(self.vectors, axis=1)
-        if not any(fit.how == "adapted" for fit in self.fits) and not np.allclose(lengths, 1, atol=1e-3):
-            raise ValueError("PromptBank.vectors must have unit rows")
-        if not (np.isfinite(lengths) & (lengths < MAX_LENGTH)).all():
+        if self.from_text.shape != self.vectors.shape or self.from_text.dtype != np.float32:
+            got = f"{self.from_text.dtype} {self.from_text.shape}"
+            raise ValueError(f"PromptBank.text must be float32 {self.vectors.shape}, got {got}")
+        if not np.allclose(np.linalg.norm(self.from_text, axis=1), 1, atol=1e-3):
+            raise ValueError("PromptBank.vectors must have unit rows, or .text where they were adapted")
+        if not (np.linalg.norm(self.vectors, axis=1) < MAX_LENGTH).all():  # NaN is less than nothing
             raise ValueError(f"PromptBank.vectors must have rows shorter than {MAX_LENGTH}")
+
+    @property
+    def from_text(self) -> Floats:
+        """(m, d) unit rows, what the words alone say."""
+        return self.vectors if self.text is None else self.text
 
     @property
     def regions(self) -> tuple[Region, ...]:
@@ -202,7 +213,9 @@ class PromptBank:
         kept = [not category.sensitive or category.name in sensitive for category in self.categories]
         rows = [keep for keep, category in zip(kept, self.categories, strict=True) for _ in category.options]
         categories = tuple(category for category, keep in zip(self.categories, kept, strict=True) if keep)
-        return replace(self, categories=categories, vectors=self.vectors[np.array(rows, bool)])
+        keep = np.array(rows, bool)
+        text = None if self.text is None else self.text[keep]
+        return replace(self, categories=categories, vectors=self.vectors[keep], text=text)
 
     def to_bytes(self) -> bytes:
         """An .npz whose zip comment, its last 64 bytes, is the hex sha256 of all bytes before: any changed byte shows.
@@ -218,10 +231,13 @@ class PromptBank:
             "fits": [asdict(fit) for fit in self.fits],
             "words_sha256": self.words_sha256,
         }
-        buffer, vectors = io.BytesIO(), io.BytesIO()
-        np.save(vectors, np.ascontiguousarray(self.vectors), allow_pickle=False)
+        buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w") as archive:
-            archive.writestr(zipfile.ZipInfo("vectors.npy"), vectors.getvalue())
+            for name, array in (("vectors.npy", self.vectors), ("text.npy", self.text)):
+                if array is not None:
+                    file = io.BytesIO()
+                    np.save(file, np.ascontiguousarray(array), allow_pickle=False)
+                    archive.writestr(zipfile.ZipInfo(name), file.getvalue())
             archive.writestr(zipfile.ZipInfo("words.json"), json.dumps(words, ensure_ascii=False))
             archive.comment = b"0" * SEAL
         body = buffer.getvalue()[:-SEAL]
@@ -240,7 +256,11 @@ class PromptBank:
         try:
             with zipfile.ZipFile(io.BytesIO(data)) as archive:
                 words = json.loads(archive.read("words.json"))
-                vectors = np.load(io.BytesIO(archive.read("vectors.npy")), allow_pickle=False)
+                arrays = {
+                    name: np.load(io.BytesIO(archive.read(name)), allow_pickle=False)
+                    for name in archive.namelist()
+                    if name.endswith(".npy")
+                }
             # what came after the first version has defaults: a bank of that one is read as it was meant
             tuples = ("options", "labels", "bias")
             fields: list[dict[str, Any]] = [
@@ -250,7 +270,8 @@ class PromptBank:
             categories = tuple(Category(**one) for one in fields)
             look, fits = Look(**words.get("look", {})), tuple(Fit(**fit) for fit in words.get("fits", ()))
             sums = words["text_sha256"], words["image_sha256"]
-            return cls(categories, vectors, *sums, words["source"], look, fits, words.get("words_sha256", ""))
+            before, text = words.get("words_sha256", ""), arrays.get("text.npy")
+            return cls(categories, arrays["vectors.npy"], *sums, words["source"], look, fits, before, text)
         except Exception as error:  # zip, numpy and JSON refuse in a dozen ways
             raise BundleError(f"{path}: sealed, but no prompt bank: {error}", remedy=MEND_BANK) from error
 
@@ -270,7 +291,10 @@ class Bundle:
         """The prompt bank as it is on disk now, checked against this bundle's encoder. Raises BundleError."""
         if Manifest.read(self.file(MANIFEST)) != self.manifest:
             raise BundleError(f"{self.path}: the bundle was built anew", remedy="restart the box to use it")
-        path = self.file(PROMPTS)
+        return self.checked_bank(self.file(PROMPTS))
+
+    def checked_bank(self, path: Path) -> PromptBank:
+        """A bank from anywhere, checked against this bundle's encoder. Raises BundleError."""
         bank = PromptBank.read(path)
         _check_bank(path, bank, self.manifest)
         return bank

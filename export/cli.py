@@ -6,12 +6,17 @@ import difflib
 import logging
 import os
 import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import onnx
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import Progress
 from rich.text import Text
 
 from edge.bundle import IMAGE, TEXT, Precision, open_bundle
@@ -22,12 +27,17 @@ from export.checkpoint import read_checkpoint
 from export.clip import onnx_from_clip
 from export.coco import COCO
 from export.darknet import onnx_from_darknet
+from export.labels import read_labels
 from export.pack import alone, replace_bank
 from export.prompts import embed_prompts
 from export.recipe import fetched, read_recipe
 from export.samples import find_sample
 from export.weights import cache_folder
 
+if TYPE_CHECKING:
+    from export.study import Study
+
+WIDTH = 160  # columns of what goes to a file
 _PATH = click.Path(path_type=Path)
 _PRECISION = click.Choice(["fp32", "fp16"])
 
@@ -67,6 +77,86 @@ def prompts(file: Path, bundle: Path) -> None:
     click.echo(f"{bundle}: {len(bank.categories)} categories, {len(bank.vectors)} options, bank {bank.sha256[:12]}")
 
 
+_LABELLED = click.argument("labelled", type=_PATH)
+_BUNDLE = click.option("--bundle", type=_PATH, required=True, help="The bundle whose encoder and words are meant.")
+_MAP = click.option("--map", "mapping", type=_PATH, help="The map from a labels.json's words to the bank's options.")
+_OUT = click.option("--out", type=_PATH, help="Folder for report.json and report.png.")
+_TO = click.option("--to", type=_PATH, help="Write the bank into this file, and leave the bundle as it is.")
+_EVERYONE = click.option("--everyone", is_flag=True, help="Learn from all people, with none left to judge by.")
+
+
+@main.command()
+@_LABELLED
+@_BUNDLE
+@_MAP
+@click.option(
+    "--compare", multiple=True, metavar="[NAME:]KEY=VALUE,…", help="Judge this variant too; may be given often."
+)
+@click.option("--best-regions", is_flag=True, help="Also let each category look where half of the people say.")
+@_OUT
+def evaluate(
+    labelled: Path, bundle: Path, mapping: Path | None, compare: Sequence[str], best_regions: bool, out: Path | None
+) -> None:
+    """Tell how right the bundle's words are about LABELLED, a folder of pictures of people with labels.
+
+    \b
+    --compare square=squash              another look: square, margin, flip=yes, region=head
+    --compare 'tuned: bank=FILE.npz'     another bank, as --to of calibrate and adapt writes it, and its name
+    --compare prompts=FILE.toml          other words; with phrases=first an option's first phrase alone
+    """
+    with _studied(labelled, bundle, mapping) as study:
+        study.evaluate(compare, best_regions, out)
+
+
+@main.command()
+@_LABELLED
+@_BUNDLE
+@_MAP
+@click.option(
+    "--coverage",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.8,
+    show_default=True,
+    help="Share of the people that get an answer; the least sure others are unknown.",
+)
+@_EVERYONE
+@_TO
+@_OUT
+def calibrate(
+    labelled: Path,
+    bundle: Path,
+    mapping: Path | None,
+    coverage: float,
+    everyone: bool,
+    to: Path | None,
+    out: Path | None,
+) -> None:
+    """Fit the probabilities of the bundle's words, and when to say unknown, to half of the people in LABELLED.
+
+    The other half judges. A running box takes the bank up.
+    """
+    with _studied(labelled, bundle, mapping) as study:
+        study.calibrate(coverage, everyone, to, out)
+
+
+@main.command()
+@_LABELLED
+@_BUNDLE
+@_MAP
+@_EVERYONE
+@_TO
+@_OUT
+def adapt(
+    labelled: Path, bundle: Path, mapping: Path | None, everyone: bool, to: Path | None, out: Path | None
+) -> None:
+    """Move the vectors of the bundle's words towards what half of the people in LABELLED look like.
+
+    The other half judges. No engine changes; a running box takes the bank up. Calibrate afterwards.
+    """
+    with _studied(labelled, bundle, mapping) as study:
+        study.adapt(everyone, to, out)
+
+
 @main.command()
 @click.argument("cfg", type=_PATH)
 @click.argument("weights", type=_PATH)
@@ -103,6 +193,22 @@ def clip(checkpoint: Path, out_dir: Path, precision: Precision) -> None:
 def sample(video: Path | None) -> None:
     """Find the sample video and print its path."""
     click.echo(find_sample(video, cache=cache_folder()))
+
+
+@contextmanager
+def _studied(labelled: Path, bundle: Path, mapping: Path | None) -> Iterator[Study]:
+    """The labelled set and the bundle, with a bar on stderr while pictures are encoded and learned from."""
+    from export.study import Study
+
+    opened = open_bundle(bundle)
+    console = Console(stderr=True)
+    with Progress(*Progress.get_default_columns(), console=console, transient=True) as bars:
+        yield Study(opened, read_labels(labelled, opened.bank.categories, mapping), bars, _wide())
+
+
+def _wide() -> Console:
+    """Where results are told; a file or a pipe has room for all columns of a table."""
+    return Console() if sys.stdout.isatty() else Console(width=WIDTH)
 
 
 def _class_number(name: str) -> int:

@@ -79,9 +79,14 @@ def read_prompts(path: Path) -> Prompts:
     return prompts
 
 
-def embed_prompts(path: Path, bundle: Bundle) -> PromptBank:
-    """The bank of one prompt file for this bundle. Raises ConfigError, ModelError, BackendError."""
+def embed_prompts(path: Path, bundle: Bundle, *, first_phrase: bool = False) -> PromptBank:
+    """The bank of one prompt file for this bundle. Raises ConfigError, ModelError, BackendError.
+
+    first_phrase: each option by its first phrase alone, to see what the others are worth.
+    """
     prompts = read_prompts(path)
+    if first_phrase:
+        prompts = _first_phrases(prompts)
     tokens = prompt_tokens(path, prompts, Tokenizer(bundle.file(VOCABULARY)))
     return bank_in(bundle.path, path.name, prompts, tokens, bundle.manifest.files, bundle.manifest.encoder)
 
@@ -123,6 +128,14 @@ def bank_from_prompts(
     )
     look = Look(prompts.look.square or square, prompts.look.margin, prompts.look.flip)
     return PromptBank(categories, vectors, text_sha256, image_sha256, source, look)
+
+
+def _first_phrases(prompts: Prompts) -> Prompts:
+    def shortened(category: CategoryPrompts) -> CategoryPrompts:
+        options = tuple(one.model_copy(update={"phrases": one.phrases[:1]}) for one in category.option)
+        return category.model_copy(update={"option": options})
+
+    return prompts.model_copy(update={"category": tuple(map(shortened, prompts.category))})
 
 
 def _twice(names: Iterator[str]) -> Iterator[str]:

@@ -1,0 +1,106 @@
+"""A labelled set as the encoder sees it: every picture cropped and encoded as a bank wants to look at it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.backend import open_session
+from edge.bundle import IMAGE, Bundle, Look
+from edge.crop import crops_of
+from edge.encode import MAX_BATCH, Encoder
+from edge.errors import ConfigError
+from edge.images import read_image
+from edge.values import Detections, Floats, Frame, Image, Region
+from export.labels import VECTORS, LabelledSet
+
+Progress = Callable[[int], None]  # is told how many pictures more are done
+
+
+@dataclass(frozen=True)
+class View:
+    """One way to make a picture of a person: what a look does to one region."""
+
+    look: Look
+    region: Region = "whole"
+
+
+class Seen:
+    """The vectors of n labelled pictures, made when they are first asked for.
+
+    A picture is one person, cut out: its box is all of it, so that a margin above 0 finds nothing more to add.
+    """
+
+    def __init__(self, labelled: LabelledSet, bundle: Bundle, progress: Progress = lambda done: None) -> None:
+        self._labelled, self._bundle, self._progress = labelled, bundle, progress
+        self._vectors: dict[View, Floats] = {}
+        self._ms: dict[View, float] = {}
+        self._heights = np.zeros(len(labelled), np.int64)
+        if labelled.encoder is not None and labelled.encoder != bundle.manifest.seal():
+            raise ConfigError(
+                f"{labelled.source / VECTORS}: made by another bundle's encoder",
+                expected=bundle.manifest.seal()[:12],
+                got=labelled.encoder[:12],
+                remedy="name the bundle that ran on the boxes, or label pictures",
+            )
+
+    @property
+    def heights(self) -> NDArray[np.int64]:
+        """(n,) px of each picture; 0 where only its vector is there, or none was asked for yet."""
+        return self._heights
+
+    def vectors(self, looks: Sequence[View]) -> dict[Region, Floats]:
+        """By region, (n, d) float32 unit rows, as `match` takes them. looks: of one `Look`.
+
+        Raises ConfigError where only vectors are there and another look than theirs is asked for, CaptureError for a
+        picture that cannot be read, BackendError.
+        """
+        wanted = [view for view in looks if view not in self._vectors]
+        if wanted and self._labelled.vectors is not None:
+            plain = View(self._bundle.bank.look)
+            if other := [view for view in wanted if view != plain]:
+                raise ConfigError(
+                    f"{self._labelled.source}: no pictures, and the vectors there are of whole people",
+                    got=f"a look at {other[0].region}, {other[0].look}",
+                    remedy="label pictures of people to try this",
+                )
+            self._vectors[plain], self._ms[plain] = self._labelled.vectors, 0.0
+        elif wanted:
+            self._encode(wanted)
+        return {view.region: self._vectors[view] for view in looks}
+
+    def ms(self, looks: Sequence[View]) -> float:
+        """Milliseconds that cropping and encoding took per picture."""
+        return sum(self._ms[view] for view in looks)
+
+    def _encode(self, views: Sequence[View]) -> None:
+        facts = self._bundle.manifest.encoder
+        rows: dict[View, list[Floats]] = {view: [] for view in views}
+        seconds = dict.fromkeys(views, 0.0)
+        with open_session(self._bundle.file(IMAGE)) as session:
+            encoder = Encoder(session, facts)
+            encoder(np.zeros((1, facts.size, facts.size, 3), np.uint8))  # the first run plans its memory
+            for start in range(0, len(self._labelled), MAX_BATCH):
+                names = self._labelled.images[start : start + MAX_BATCH]
+                pictures = [read_image(self._labelled.source / name) for name in names]
+                self._heights[start : start + len(names)] = [picture.shape[0] for picture in pictures]
+                for view in views:
+                    began = time.perf_counter()
+                    crops = [crops_of(*_as_found(picture), facts, view.look, view.region) for picture in pictures]
+                    rows[view].append(encoder(np.concatenate(crops), view.look.flip))
+                    seconds[view] += time.perf_counter() - began
+                self._progress(len(names))
+        for view in views:
+            self._vectors[view] = np.concatenate(rows[view])
+            self._ms[view] = 1000 * seconds[view] / len(self._labelled)
+
+
+def _as_found(picture: Image) -> tuple[Frame, Detections]:
+    height, width = picture.shape[:2]
+    return Frame("labelled", 0, 0.0, picture), Detections(
+        np.array([[0, 0, width, height]], np.float32), np.ones(1, np.float32)
+    )
