@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.errors import WireError
-from edge.events import MAX_CROP, MAX_HEADER, Answer, Choice, Event, Header, Person, decode, encode
+from edge.events import MAX_CROP, MAX_HEADER, Answer, Choice, Ended, Event, Header, Person, decode, encode
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 probability = st.floats(0, 1)
@@ -17,7 +17,15 @@ names = st.text(min_size=1, max_size=20)
 choices = st.builds(
     Choice, option=st.text(max_size=20), label=st.none() | st.text(max_size=20), probability=probability
 )
-answers = st.builds(Answer, category=st.text(max_size=20), top=st.lists(choices, min_size=1, max_size=3).map(tuple))
+answers = st.builds(
+    Answer,
+    category=st.text(max_size=20),
+    top=st.lists(choices, min_size=1, max_size=3).map(tuple),
+    unknown=st.sampled_from([None, True]),
+    support=st.none() | probability,
+)
+counts = st.integers(0, 2**63 - 1)
+ended = st.builds(Ended, track=counts, frames=counts, first_seen=finite, last_seen=finite)
 jpegs = st.binary(max_size=50).map(lambda rest: b"\xff\xd8" + rest)
 
 
@@ -31,6 +39,8 @@ def events(draw):
             score=draw(probability),
             answers=tuple(draw(st.lists(answers, max_size=3))),
             crop=crop is not None,
+            track=draw(st.none() | counts),
+            looks=draw(st.none() | counts),
         )
         for crop in crops
     )
@@ -48,6 +58,8 @@ def events(draw):
         embedding_dim=dim,
         people=people,
         skipped=draw(st.integers(0, 100)),
+        ended=tuple(draw(st.lists(ended, max_size=3))),
+        notices=tuple(draw(st.lists(st.text(max_size=20), max_size=3))),
     )
     vectors = np.random.default_rng(draw(st.integers(0, 2**32 - 1))).normal(size=(len(people), dim))
     unit = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
@@ -186,3 +198,110 @@ def test_what_is_no_event_is_refused(frames, says):
 def test_an_event_that_does_not_fit_together_cannot_be_made(embeddings, crops):
     with pytest.raises(ValueError, match="must"):
         Event(event_of(1).header, embeddings, crops)
+
+
+# ---- people who are followed ----
+
+# as boxes wrote it before people were followed, but for the shorter names
+OLD = {
+    "schema": "lookout.event/1", "device": "box", "epoch": 1, "seq": 2, "camera": "door", "frame": 3,
+    "captured_at": 4.5, "frame_size": [640, 480], "bundle": "b", "bank": "c", "embedding_dim": 64, "skipped": 1,
+    "people": [
+        {
+            "box": [1.5, 2, 30, 40], "score": 0.5, "crop": False,
+            "answers": [{"category": "sex", "top": [{"option": "woman", "label": "женщина", "probability": 0.75}]}],
+        }
+    ],
+}  # fmt: skip
+
+
+def test_an_event_of_a_box_that_follows_nobody_is_read_as_it_was_meant():
+    event = decode([json.dumps(OLD).encode(), EMBEDDINGS])
+    (person,) = event.header.people
+    assert (person.track, person.looks, event.header.ended, event.header.notices) == (None, None, (), ())
+    assert (person.answers[0].unknown, person.answers[0].support) == (None, None)
+    assert (event.header.skipped, person.answers[0].top[0].option) == (1, "woman")
+    assert_equal(decode(encode(event)), event)
+
+
+def test_what_is_not_known_of_a_person_is_not_in_the_json():
+    header = json.loads(HEADER)
+    assert header["people"][0].keys() == {"box", "score", "answers", "crop"}
+    assert header["people"][0]["answers"][0].keys() == {"category", "top"}
+
+
+def test_the_json_of_a_person_who_is_followed():
+    answer = Answer(category="sex", top=(Choice(option="woman", probability=0.4),), unknown=True, support=0.6667)
+    person = Person(box=(1, 2, 3, 4), score=0.5, answers=(answer,), track=12, looks=3)
+    gone = Ended(track=11, frames=40, first_seen=1.5, last_seen=5.5)
+    plain = event_of(1)
+    event = Event(plain.header.model_copy(update={"people": (person,), "ended": (gone,)}), plain.embeddings, (None,))
+    header = json.loads(encode(event)[0])
+    assert header["people"][0] | {"answers": []} == {
+        "box": [1, 2, 3, 4], "score": 0.5, "crop": False, "track": 12, "looks": 3, "answers": [],
+    }  # fmt: skip
+    assert header["people"][0]["answers"][0] | {"top": []} == {
+        "category": "sex", "unknown": True, "support": 0.6667, "top": [],
+    }  # fmt: skip
+    assert header["ended"] == [{"track": 11, "frames": 40, "first_seen": 1.5, "last_seen": 5.5}]
+    assert_equal(decode(encode(event)), event)
+
+
+def changed(of: object, *path: object, to: object) -> object:
+    """A JSON value with one place of it changed."""
+    if not path:
+        return to
+    if isinstance(of, dict):
+        return {**of, path[0]: changed(of.get(path[0]), *path[1:], to=to)}
+    return [changed(one, *path[1:], to=to) if i == path[0] else one for i, one in enumerate(of)]
+
+
+GONE = {"track": 1, "frames": 2, "first_seen": 3.0, "last_seen": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("path", "to"),
+    [
+        (("people", 0, "track"), 0),
+        (("people", 0, "track"), 2**63 - 1),
+        (("people", 0, "track"), None),
+        (("people", 0, "looks"), 0),
+        (("people", 0, "answers", 0, "support"), 0),
+        (("people", 0, "answers", 0, "support"), 1),
+        (("people", 0, "answers", 0, "unknown"), True),
+        (("people", 0, "answers", 0, "unknown"), None),
+        (("ended",), []),
+        (("ended",), [GONE, GONE]),
+        (("ended",), [GONE | {"track": 2**63 - 1, "frames": 0, "first_seen": -1}]),
+    ],
+)
+def test_what_may_be_said_of_a_track(path, to):
+    decode([json.dumps(changed(OLD, *path, to=to)).encode(), EMBEDDINGS])
+
+
+@pytest.mark.parametrize(
+    ("path", "to"),
+    [
+        (("people", 0, "track"), -1),
+        (("people", 0, "track"), 2**63),
+        (("people", 0, "track"), 1.5),
+        (("people", 0, "looks"), -1),
+        (("people", 0, "looks"), 2**63),
+        (("people", 0, "answers", 0, "support"), 1.01),
+        (("people", 0, "answers", 0, "support"), -0.01),
+        (("people", 0, "answers", 0, "unknown"), False),
+        (("people", 0, "answers", 0, "unknown"), "yes"),
+        (("people", 0, "colour"), 1),
+        (("ended",), None),
+        (("ended",), GONE),
+        (("ended",), [GONE | {"track": -1}]),
+        (("ended",), [GONE | {"frames": 2**63}]),
+        (("ended",), [GONE | {"last_seen": None}]),
+        (("ended",), [GONE | {"last_seen": float("inf")}]),
+        (("ended",), [GONE | {"colour": 1}]),
+        (("ended",), [{key: value for key, value in GONE.items() if key != "frames"}]),
+    ],
+)
+def test_what_may_not_be_said_of_a_track(path, to):
+    with pytest.raises(WireError, match=r"header: " + ("ended" if path[0] == "ended" else "people.0")):
+        decode([json.dumps(changed(OLD, *path, to=to)).encode(), EMBEDDINGS])
