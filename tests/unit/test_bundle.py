@@ -27,13 +27,15 @@ from edge.bundle import (
     SEAL,
     TEXT,
     VOCABULARY,
+    Fit,
+    Look,
     Manifest,
     PromptBank,
     open_bundle,
     sha256_of,
 )
 from edge.errors import BundleError
-from edge.values import Category
+from edge.values import Category, Region
 from tests.fakes import CONTENTS, DETECTOR_FACTS, ENCODER_FACTS, bank, manifest, sha256, unit_rows, write_bundle
 
 
@@ -170,19 +172,33 @@ def test_a_manifest_that_is_not_there(path: Path) -> None:
 
 # ---- PromptBank ----
 
+F32 = np.float32
+REGIONS: tuple[Region, ...] = ("whole", "head", "upper", "lower", "feet")
 words = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+plain_floats = st.floats(allow_nan=False, allow_infinity=False)
+looks = st.builds(Look, st.sampled_from([None, "pad", "squash", "crop"]), plain_floats, st.booleans())
+counts = st.integers(0, 10**9)
+fits = st.builds(Fit, st.sampled_from(["calibrated", "adapted"]), words, words, counts, counts, st.booleans())
 
 
 @st.composite
 def banks(draw: st.DrawFn) -> PromptBank:
-    """0 to 3 categories with words of any script."""
+    """0 to 3 categories with words of any script, calibrated or not; a look; and what was learned, or nothing."""
     categories = []
     for _ in range(draw(st.integers(0, 3))):
         options = tuple(draw(st.lists(words, min_size=2, max_size=4, unique=True)))
         labels = tuple(draw(st.none() | words) for _ in options)
-        categories.append(Category(draw(words), draw(words), options, labels, draw(st.booleans())))
+        one = Category(draw(words), draw(words), options, labels, draw(st.booleans()), draw(st.sampled_from(REGIONS)))
+        if draw(st.booleans()):
+            bias = tuple(draw(st.lists(plain_floats, min_size=len(options), max_size=len(options))))
+            temperature, threshold = draw(st.floats(1e-300, 1e300)), draw(st.floats(0, 1))
+            one = replace(one, temperature=temperature, bias=bias, threshold=threshold)
+        categories.append(one)
     rows = unit_rows(sum(len(one.options) for one in categories), draw(st.integers(1, 9)))
-    return PromptBank(tuple(categories), rows, draw(words), draw(words), draw(words))
+    known = PromptBank(tuple(categories), rows, draw(words), draw(words), draw(words), draw(looks))
+    if draw(st.booleans()):
+        known = replace(known, fits=tuple(draw(st.lists(fits, max_size=2))), words_sha256=draw(words))
+    return replace(known, text=rows, vectors=rows * F32(draw(st.floats(0, 99)))) if draw(st.booleans()) else known
 
 
 @given(banks())
@@ -190,10 +206,22 @@ def test_a_bank_comes_back(tmp_path_factory: pytest.TempPathFactory, one: Prompt
     path = tmp_path_factory.getbasetemp() / "bank.npz"
     path.write_bytes(one.to_bytes())
     again = PromptBank.read(path)
-    for name in ("categories", "text_sha256", "image_sha256", "source"):
+    for name in (
+        "categories",
+        "text_sha256",
+        "image_sha256",
+        "source",
+        "look",
+        "fits",
+        "words_sha256",
+        "words",
+        "regions",
+    ):
         assert getattr(again, name) == getattr(one, name)
-    assert again.vectors.dtype == np.float32
+    assert again.vectors.dtype == again.from_text.dtype == np.float32
     assert np.array_equal(again.vectors, one.vectors)
+    assert np.array_equal(again.from_text, one.from_text)
+    assert (again.text is None) == (one.text is None)
     assert again.to_bytes() == one.to_bytes(), "the same bank, the same bytes"
     assert again.sha256 == one.sha256
 
@@ -218,6 +246,10 @@ def test_the_layout_in_memory_does_not_change_the_sum() -> None:
         assert other.sha256 == bank().sha256
 
 
+FIT = Fit("adapted", "pets", sha256(b"labels"), 12, 340, False)
+OWN = ({"region": "head"}, {"temperature": 2.0}, {"bias": (0.0, 0.0, 1.0)}, {"threshold": 0.25})  # of a category
+
+
 def test_another_bank_has_another_sum() -> None:
     sums = [
         bank().sha256,
@@ -225,6 +257,15 @@ def test_another_bank_has_another_sum() -> None:
         bank(image_sha256="other").sha256,
         replace(bank(), source="other.toml").sha256,
         bank().permitted([]).sha256,
+        replace(bank(), look=Look("squash")).sha256,
+        replace(bank(), look=Look(margin=0.1)).sha256,
+        replace(bank(), look=Look(flip=True)).sha256,
+        replace(bank(), fits=(FIT,)).sha256,
+        replace(bank(), text=bank().vectors).sha256,
+        *(
+            replace(bank(), categories=(replace(bank().categories[0], **one), bank().categories[1])).sha256
+            for one in OWN
+        ),
     ]
     assert len(set(sums)) == len(sums)
 
@@ -271,6 +312,130 @@ def test_of_no_category_none_is_permitted() -> None:
 @pytest.fixture
 def prompts(tmp_path: Path) -> Path:
     return tmp_path / PROMPTS
+
+
+# ---- what was learned ----
+
+
+def adapted(vectors: np.ndarray) -> PromptBank:
+    return replace(bank(), vectors=vectors, text=bank().vectors, fits=(FIT,), words_sha256=bank().sha256)
+
+
+@pytest.mark.parametrize("length", [0.0, 0.01, 1.0, 3.0, 99.9])
+def test_adapted_vectors_may_have_other_lengths_beside_those_of_the_words(length: float, prompts: Path) -> None:
+    vectors = bank(seed=3).vectors * F32(length)
+    prompts.write_bytes(adapted(vectors).to_bytes())
+    again = PromptBank.read(prompts)
+    assert np.array_equal(again.vectors, vectors)
+    assert np.array_equal(again.from_text, bank().vectors)
+    assert again.fits == (FIT,)
+
+
+@pytest.mark.parametrize(
+    ("vectors", "text", "message"),
+    [
+        (bank().vectors * F32(1.01), None, "must have unit rows"),
+        (bank().vectors, bank().vectors * F32(1.01), "must have unit rows"),
+        (bank().vectors, np.full((5, 4), np.nan, F32), "must have unit rows"),
+        (bank().vectors, bank().vectors.astype(np.float64), r"text must be float32 \(5, 4\), got float64 \(5, 4\)"),
+        (bank().vectors, bank().vectors[:4], r"text must be float32 \(5, 4\), got float32 \(4, 4\)"),
+        (bank().vectors, bank(dim=5).vectors, r"text must be float32 \(5, 4\), got float32 \(5, 5\)"),
+        (np.full((5, 4), np.nan, F32), bank().vectors, "must have rows shorter than 100"),
+        (np.full((5, 4), np.inf, F32), bank().vectors, "must have rows shorter than 100"),
+        (bank().vectors * F32(100.1), bank().vectors, "must have rows shorter than 100"),
+    ],
+)
+def test_a_bank_that_learned_refuses(vectors: np.ndarray, text: np.ndarray | None, message: str, prompts: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(bank(), vectors=vectors, text=text, fits=(FIT,))
+    arrays = {"vectors_npy": vectors} | ({} if text is None else {"text_npy": text})
+    prompts.write_bytes(sealed(words_json=parts()["words_json"], **{name: npy(one) for name, one in arrays.items()}))
+    refuses(PromptBank.read, prompts, "no prompt bank")
+
+
+def npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def test_the_words_of_a_bank_stay_who_they_are_whatever_is_learned() -> None:
+    plain = bank()
+    assert plain.words == plain.sha256
+    calibrated = replace(plain, fits=(replace(FIT, how="calibrated"),), words_sha256=plain.words)
+    assert calibrated.words == plain.sha256 != calibrated.sha256
+    again = replace(adapted(bank(seed=3).vectors), words_sha256=calibrated.words)
+    assert again.words == plain.sha256
+    assert replace(plain, look=Look(flip=True)).words != plain.words, "another look is another bank"
+
+
+def test_a_bank_without_its_sensitive_categories_keeps_what_it_learned() -> None:
+    allowed = replace(adapted(bank(seed=3).vectors * F32(2)), look=Look("crop", 0.1, True)).permitted([])
+    assert np.array_equal(allowed.vectors, bank(seed=3).vectors[:3] * F32(2))
+    assert np.array_equal(allowed.from_text, bank().vectors[:3])
+    assert (allowed.look, allowed.fits) == (Look("crop", 0.1, True), (FIT,))
+    assert allowed.words == bank().sha256
+
+
+@pytest.mark.parametrize(
+    ("asked", "encoded"),
+    [
+        ((), ("whole",)),
+        (("whole", "whole"), ("whole",)),
+        (("head",), ("whole", "head")),
+        (("upper", "head", "upper", "whole", "feet"), ("whole", "feet", "head", "upper")),
+    ],
+)
+def test_the_regions_of_a_bank_are_the_whole_person_and_each_other_once(
+    asked: tuple[Region, ...], encoded: tuple[Region, ...]
+) -> None:
+    categories = tuple(Category(str(i), "q", ("x", "y"), (None, None), region=one) for i, one in enumerate(asked))
+    assert PromptBank(categories, unit_rows(2 * len(asked), 4), "t", "i", "s").regions == encoded
+
+
+def test_a_bank_of_version_0_2_0_is_read_as_it_was_meant(prompts: Path) -> None:
+    """Its words.json had these keys and no others; nothing was calibrated, and all of a person was looked at."""
+    fields = json.loads(parts()["words_json"])
+    keys = ("name", "question", "options", "labels", "sensitive")
+    old = {name: fields[name] for name in ("text_sha256", "image_sha256", "source")}
+    old["categories"] = [{key: category[key] for key in keys} for category in fields["categories"]]
+    prompts.write_bytes(sealed(vectors_npy=parts()["vectors_npy"], words_json=json.dumps(old).encode()))
+    again = PromptBank.read(prompts)
+    assert again.categories == bank().categories
+    assert np.array_equal(again.vectors, bank().vectors)
+    assert (again.look, again.fits, again.words_sha256, again.text) == (Look(), (), "", None)
+    assert again.regions == ("whole",)
+    for category in again.categories:
+        assert (category.region, category.temperature, category.bias, category.threshold) == ("whole", 1, (), 0)
+    assert again.sha256 == again.words == bank().sha256, "and it has the name of the same words today"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("look", {"margins": 1}),
+        ("look", []),
+        ("fits", [{"how": "adapted"}]),
+        ("fits", 5),
+        ("categories", [{"name": "c", "question": "q", "options": ["x", "y"], "labels": [None, None], "colour": 1}]),
+        ("categories", [{"name": "c", "question": "q", "options": ["x", "y"]}]),
+    ],
+)
+def test_a_bank_with_keys_of_another_version_is_refused(key: str, value: object, prompts: Path) -> None:
+    fields = json.loads(parts()["words_json"]) | {key: value}
+    prompts.write_bytes(sealed(vectors_npy=parts()["vectors_npy"], words_json=json.dumps(fields).encode()))
+    refuses(PromptBank.read, prompts, "no prompt bank", MEND_BANK)
+
+
+@pytest.mark.parametrize(
+    "own",
+    [{"temperature": 0}, {"temperature": float("nan")}, {"threshold": 2}, {"bias": [1.0]}, {"bias": [1.0, 2.0, None]}],
+)
+def test_a_bank_with_a_calibration_that_is_none_is_refused(own: dict[str, object], prompts: Path) -> None:
+    fields = json.loads(parts()["words_json"])
+    fields["categories"][0] |= own
+    prompts.write_bytes(sealed(vectors_npy=parts()["vectors_npy"], words_json=json.dumps(fields).encode()))
+    refuses(PromptBank.read, prompts, "no prompt bank", MEND_BANK)
 
 
 def test_every_flipped_byte_of_a_bank_is_refused(prompts: Path) -> None:
