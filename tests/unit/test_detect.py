@@ -8,7 +8,7 @@ from fractions import Fraction
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -344,7 +344,14 @@ def detected(people: tuple[list[Box], list[float]], config: DetectConfig, low: f
     return [(tuple(map(int, one)), float(score)) for one, score in zip(found.boxes, found.scores, strict=True)]
 
 
+A, B, C = (0, 0, 4, 4), (1, 0, 5, 4), (2, 0, 6, 4)  # neighbours' IoU is 12/20, A's with C 8/24
+
+
 @given(scored(), thresholds, st.sampled_from(["nms", "merge"]), st.integers(0, 15), st.integers(0, 16))
+@example(([A, B], [14 / 16, 2 / 16]), Fraction(1, 2), "nms", 8, 0)  # a low box on a person
+@example(([A, B], [14 / 16, 2 / 16]), Fraction(1, 2), "merge", 8, 0)  # makes them no larger
+@example(([A, C], [14 / 16, 2 / 16]), Fraction(1, 3), "merge", 8, 0)  # no more than `iou`: beside them
+@example(([A, B, C], [4 / 16, 3 / 16, 2 / 16]), Fraction(1, 2), "merge", 8, 0)  # nobody, and a group
 def test_low_boxes_follow_the_people_where_they_overlap_none(
     people: tuple[list[Box], list[float]], iou: Fraction, overlap: Overlap, threshold: int, low: int
 ) -> None:

@@ -644,7 +644,7 @@ def test_support_is_rounded_and_unknown_is_said_only_where_it_is_true() -> None:
 
 def test_an_ended_tracks_times_are_those_of_its_events(bundle_folder: Path) -> None:
     stage, reporter = Stage(bundle_folder), Reporter("box", "sum", 2, crops=False)
-    seen = [stage.one(n, Someone(300), at=n / 7) for n in range(5)]
+    seen = [stage.one(n, Someone(300), at=(n + 1) / 7) for n in range(5)]
     (left,) = stage.describer.finish()
     heads = [reporter.event(events.Stamp(0, 0), one).header for one in (*seen, left)]
     (ended,) = heads[-1].ended
