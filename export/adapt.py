@@ -20,6 +20,7 @@ from export.calibrate import uncalibrated
 from export.metrics import Reals, Truth
 
 PULL = 4.0  # people's worth of evidence against moving a vector by 1/logit scale in every direction alike
+NOISE = 1e-9  # of unit vectors' variance: what float32 adds to equal ones
 FLOOR = 0.02  # of the mean variance: directions that vary less do not become cheap
 
 
@@ -35,10 +36,11 @@ class Directions:
 
 def directions_of(vectors: Floats) -> Directions:
     """From (n, d) embeddings of people, labelled or not: the inverse square root of their covariance, scaled."""
-    centred = vectors.astype(np.float64) - (vectors.mean(axis=0) if len(vectors) else 0)
+    exact = vectors.astype(np.float64)
+    centred = exact - exact.sum(axis=0) / max(len(vectors), 1)
     values, basis = np.linalg.eigh(centred.T @ centred / max(len(vectors), 1))
     values = np.maximum(values, 0)
-    if not values.sum():  # one picture, or none: every direction alike
+    if values.sum() < NOISE:  # one picture, or none, or all the same: every direction alike
         return Directions(np.eye(vectors.shape[1]))
     reach = (values / values.mean() + FLOOR) ** -0.5
     reach /= np.sqrt((reach**2 * values).sum() / values.sum())
@@ -59,7 +61,7 @@ def vectors_from(
     if labelled.sum() < 2:
         return text
     prior = text.astype(np.float64)
-    hit = np.eye(options)[truth]
+    hit, rows = np.eye(options)[truth], np.arange(len(truth))
     shares = np.log((seen + 1) / (seen.sum() + options))
     moved = crops.astype(np.float64) @ directions.matrix
     start = logit_scale * (crops @ prior.T) + shares  # (n, K)
@@ -70,10 +72,9 @@ def vectors_from(
         logits = start.copy()
         logits[:, labelled] += logit_scale * (moved @ steps.T)
         logits -= logits.max(axis=1, keepdims=True)
-        likely = np.exp(logits)
-        likely /= likely.sum(axis=1, keepdims=True)
-        cost = -(weights * np.log(np.maximum((likely * hit).sum(axis=1), 1e-12))).sum()
-        slopes = (weights[:, None] * (likely - hit))[:, labelled]
+        logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        cost = -(weights * logits[rows, truth]).sum()
+        slopes = (weights[:, None] * (np.exp(logits) - hit))[:, labelled]
         return float(cost + pull / 2 * (steps**2).sum()), (logit_scale * slopes.T @ moved + pull * steps).ravel()
 
     found = minimize(loss, np.zeros(int(labelled.sum()) * size), jac=True, method="L-BFGS-B", tol=1e-6).x

@@ -17,7 +17,7 @@ from edge.values import Category, Floats
 from export.metrics import Reals, Truth, threshold_for
 
 PULL = 1.0  # people's worth of evidence against a bias of one
-FEW = 2  # options that must have been seen, and people
+SLACK = 1e-4  # of the threshold: a box computes in float32, and who is exactly at it gets an answer there too
 
 
 @dataclass(frozen=True)
@@ -37,21 +37,22 @@ def calibration_from(logits: Floats, truth: Truth, weights: Reals, coverage: flo
     """
     count = logits.shape[1]
     scores = logits.astype(np.float64)
-    hit = np.eye(count)[truth]  # (n, K)
+    hit, rows = np.eye(count)[truth], np.arange(len(truth))  # (n, K), (n,)
 
     def loss(values: Reals) -> tuple[float, Reals]:
         sharpness, bias = np.exp(values[0]), values[1:]
-        shares = _softmax(sharpness * scores + bias)
-        cost = -(weights * np.log(np.maximum((shares * hit).sum(axis=1), 1e-12))).sum()
-        slopes = weights[:, None] * (shares - hit)  # (n, K)
+        likely = _log_softmax(sharpness * scores + bias)
+        cost = -(weights * likely[rows, truth]).sum()
+        slopes = weights[:, None] * (np.exp(likely) - hit)  # (n, K)
         by_sharpness = (slopes * scores).sum() * sharpness + PULL * values[0]
         pull = PULL / 2 * (values**2).sum()
         return float(cost + pull), np.concatenate([[by_sharpness], slopes.sum(axis=0) + PULL * bias])
 
     found = minimize(loss, np.zeros(1 + count), jac=True, method="L-BFGS-B").x
     sharpness, bias = float(np.exp(found[0])), found[1:]
-    sure = _softmax(sharpness * scores + bias).max(axis=1).astype(np.float32)
-    return Calibration(1 / sharpness, tuple(map(float, bias)), threshold_for(sure, weights, coverage))
+    sure = np.exp(_log_softmax(sharpness * scores + bias).max(axis=1)).astype(np.float32)
+    threshold = threshold_for(sure, weights, coverage) * (1 - SLACK)
+    return Calibration(1 / sharpness, tuple(map(float, bias)), threshold)
 
 
 def calibrated(bank: PromptBank, by_category: Mapping[str, Calibration], fit: Fit) -> PromptBank:
@@ -70,9 +71,10 @@ def calibrated(bank: PromptBank, by_category: Mapping[str, Calibration], fit: Fi
 def uncalibrated(bank: PromptBank) -> PromptBank:
     """The same words with neutral temperatures, no bias and no threshold."""
     categories = tuple(replace(one, temperature=1.0, bias=(), threshold=0.0) for one in bank.categories)
-    return replace(bank, categories=categories, fits=tuple(fit for fit in bank.fits if fit.how != "calibrated"))
+    fits = tuple(fit for fit in bank.fits if fit.how != "calibrated")
+    return replace(bank, categories=categories, fits=fits, words_sha256=bank.words_sha256 if fits else "")
 
 
-def _softmax(logits: Reals) -> Reals:
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=1, keepdims=True), np.float64)
+def _log_softmax(logits: Reals) -> Reals:
+    less = logits - logits.max(axis=1, keepdims=True)
+    return np.asarray(less - np.log(np.exp(less).sum(axis=1, keepdims=True)), np.float64)

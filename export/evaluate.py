@@ -11,7 +11,7 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.bundle import Bundle, Look, PromptBank, SquareMode
+from edge.bundle import Bundle, Fit, Look, PromptBank, SquareMode
 from edge.errors import ConfigError
 from edge.match import match
 from edge.values import Category, Floats, Region, columns_of
@@ -84,14 +84,15 @@ class Score:
     categories: tuple[CategoryScore, ...]
     ms: float
 
-    def mean(self, figure: Callable[[CategoryScore], float | None]) -> float:
-        """Over the categories that have one."""
-        return float(np.mean([value for one in self.categories if (value := figure(one)) is not None]))
+    def mean(self, figure: Callable[[CategoryScore], float | None]) -> float | None:
+        """Over the categories that have one; None where none has."""
+        found = [value for one in self.categories if (value := figure(one)) is not None]
+        return float(np.mean(found)) if found else None
 
     @property
     def calibration(self) -> float:
         """Root of the mean squared calibration error of all categories; 0 where chance explains all of it."""
-        return float(np.sqrt(max(self.mean(lambda one: one.calibration2), 0)))
+        return float(np.sqrt(max(float(np.mean([one.calibration2 for one in self.categories])), 0)))
 
 
 def score(variant: Variant, labelled: LabelledSet, keep: Mask, seen: Seen, scale: float) -> Score:
@@ -158,14 +159,14 @@ def accuracy_at(coverage: float) -> Callable[[CategoryScore], float]:
 
 
 def variant_from(spec: str, bundle: Bundle) -> Variant:
-    """What `--compare` asks for: KEY=VALUE, several with commas between, and a name and a colon before, if it has one.
+    """What `--compare` asks for: KEY=VALUE, several with commas between; before them a name and a colon, if it has one.
 
     square, margin, flip and region (of every category) change the look; bank (an .npz) or prompts (a .toml, with
     phrases=first to take the first phrase alone) the words. Raises ConfigError.
     """
     fields: dict[str, str] = {}
-    head = spec.partition("=")[0]
-    name, asked = spec.split(":", 1) if ":" in head else (spec, spec)
+    name, colon, key = spec.partition("=")[0].rpartition(":")
+    asked = key + spec[len(name + colon + key) :]
     for part in asked.split(","):
         key, _, value = (text.strip() for text in part.partition("="))
         if key not in KEYS or not value:
@@ -175,6 +176,8 @@ def variant_from(spec: str, bundle: Bundle) -> Variant:
                 expected="KEY=VALUE, KEY being one of " + ", ".join(KEYS),
                 remedy=f"did you mean {near[0]}?" if near and near[0] != key else None,
             )
+        if key in fields:
+            raise ConfigError(f"--compare {spec}: {key} twice")
         fields[key] = value
     bank = _words(spec, fields, bundle)
     try:
@@ -193,7 +196,7 @@ def variant_from(spec: str, bundle: Bundle) -> Variant:
     categories = bank.categories
     if region is not None:
         categories = tuple(replace(category, region=region) for category in categories)
-    return Variant(name.strip(), replace(bank, look=look, categories=categories))
+    return Variant(name.strip() or asked.strip(), replace(bank, look=look, categories=categories))
 
 
 def _one_of(value: Any, allowed: Sequence[str]) -> Any:
@@ -236,10 +239,10 @@ def people_judged(labelled: LabelledSet, variants: Sequence[Variant], both_halve
     both_halves: nothing is learned here either. Raises ConfigError where nobody is left.
     """
     fits = [fit for variant in variants for fit in variant.bank.fits]
-    for fit in fits:
-        if fit.everyone and fit.sha256 == labelled.sha256:
+    for variant in variants:
+        if fit := learned_from_all(variant.bank, labelled):
             raise ConfigError(
-                f"{labelled.source}: the bank was {fit.how} on all of these people",
+                f"{labelled.source}: {variant.name}: the bank was {fit.how} on all of these people",
                 remedy="judge it by others, or learn without --everyone",
             )
     keep = np.ones(len(labelled), bool) if both_halves and not fits else ~labelled.half()
@@ -248,6 +251,11 @@ def people_judged(labelled: LabelledSet, variants: Sequence[Variant], both_halve
             f"{labelled.source}: too few people to judge by", expected="two or more", got=len(set(labelled.people))
         )
     return keep
+
+
+def learned_from_all(bank: PromptBank, labelled: LabelledSet) -> Fit | None:
+    """What the bank learned from all people of this very set, so that nobody there can judge it."""
+    return next((fit for fit in bank.fits if fit.everyone and fit.sha256 == labelled.sha256), None)
 
 
 def people_of(labelled: LabelledSet, keep: Mask) -> int:

@@ -14,6 +14,7 @@ from edge.errors import ConfigError
 from edge.values import Category, Floats, Region, columns_of
 from export.adapt import Directions, adapted, directions_of, vectors_from
 from export.calibrate import Calibration, calibrated, calibration_from, uncalibrated
+from export.label_map import check_option
 from export.labels import LabelledSet
 from export.metrics import Codes, Interval, Reals, Truth, bootstrap, codes_of, weights_of
 
@@ -41,9 +42,12 @@ class Sample:
 
 
 def sample_of(labelled: LabelledSet, category: Category, keep: Mask) -> Sample:
-    """keep: (n,) the pictures to take, where they are labelled."""
+    """keep: (n,) the pictures to take, where they are labelled. Raises ConfigError for a label unknown to the bank."""
     names = labelled.labels.get(category.name, (None,) * len(labelled))
     places = {option: number for number, option in enumerate(category.options)}
+    for name in dict.fromkeys(names):
+        if name is not None:  # the labels were read for the bundle's words; these may be others
+            check_option(f"{labelled.source}: {category.name}: a label that these words have not", name, tuple(places))
     truth = np.array([-1 if name is None else places[name] for name in names], np.intp)
     rows = np.flatnonzero((truth >= 0) & keep)
     people = codes_of([labelled.people[row] for row in rows])
@@ -153,7 +157,8 @@ def curve(
     """How good a bank adapted with few or many labels is.
 
     learn: (n,) the pictures to draw labels from; the others judge. A drawn label is one picture of one person. step: is
-    called after each of the points times categories.
+    called after each of the points times categories. No point where no category has labels of two options on both
+    sides.
     """
     counts: Sequence[int | None] = (*LABELS_PER_OPTION, None)
     hits: dict[str, list[Floats]] = {}  # per point, (k,) share of the draws that were right
@@ -169,14 +174,16 @@ def curve(
             right = []
             for seed in range(REPEATS if count else 1):
                 drawn = _drawn(sample, count, seed)
-                learned = vectors_from(
-                    text, own[sample.rows[drawn]], sample.truth[drawn], sample.weights[drawn], free, scale
-                )
+                weights = weights_of(sample.people[drawn])
+                learned = vectors_from(text, own[sample.rows[drawn]], sample.truth[drawn], weights, free, scale)
                 right.append((own[judges.rows] @ learned.T).argmax(axis=1) == judges.truth)
             hits[category.name].append(np.mean(right, axis=0, dtype=np.float32))
             step()
-    people = codes_of(labelled.people)
-    return [_point(count, number, hits, samples, people) for number, count in enumerate(counts)]
+    if not samples:
+        return []
+    rows = np.unique(np.concatenate([sample.rows for sample in samples.values()]))
+    people = codes_of([labelled.people[row] for row in rows])
+    return [_point(count, number, hits, samples, rows, people) for number, count in enumerate(counts)]
 
 
 def _point(
@@ -184,13 +191,14 @@ def _point(
     number: int,
     hits: Mapping[str, Sequence[Floats]],
     samples: Mapping[str, Sample],
+    rows: NDArray[np.intp],
     people: Codes,
 ) -> CurvePoint:
-    """people: (n,) of the whole set, so that a person who is drawn is drawn in every category."""
+    """rows, people: (r,) pictures in any of the samples, and who is on them: a person is drawn in every category."""
     by_category = {name: _recall(samples[name], hits[name][number]) for name in hits}
 
     def figure(drawn: NDArray[np.intp], against: int | None) -> float:
-        times = np.bincount(drawn, minlength=len(people))
+        times = np.bincount(rows[drawn], minlength=int(rows[-1]) + 1)
         gains = []
         for name, sample in samples.items():
             again = replace(sample, weights=sample.weights * times[sample.rows])
@@ -203,7 +211,7 @@ def _point(
         by_category,
         float(np.mean(list(by_category.values()))),
         bootstrap(people, lambda drawn: figure(drawn, None), CURVE_DRAWS),
-        figure(np.arange(len(people)), 0),
+        figure(np.arange(len(rows)), 0),
         bootstrap(people, lambda drawn: figure(drawn, 0), CURVE_DRAWS),
     )
 

@@ -18,6 +18,7 @@ Reals = NDArray[np.float64]
 Codes = NDArray[np.intp]  # (n,) a number per person
 
 BINS = 10  # of equal weight, in the calibration errors
+BIN_PEOPLE = 4  # at least, on average: of one person alone nobody can tell what chance does
 DRAWS = 1000  # of people, in a bootstrap
 COVERAGES = tuple(round(0.05 * i, 2) for i in range(1, 21))
 
@@ -64,7 +65,7 @@ def expected_calibration_error(sure: Floats, right: NDArray[np.bool_], weights: 
 
     Of perfect probabilities it is not 0: with few pictures in a bin their accuracy is off by chance.
     """
-    bins = _bins(sure, weights)
+    bins = _bins(sure, weights, BINS)
     return float(sum(abs(((sure[b] - right[b]) * weights[b]).sum()) for b in bins) / weights.sum())
 
 
@@ -72,23 +73,27 @@ def squared_calibration_error(sure: Floats, right: NDArray[np.bool_], weights: R
     """Mean squared distance of confidence and accuracy over bins, less what chance alone adds to it.
 
     After Kumar, Liang, Ma 2019 ("Verified uncertainty calibration"), who subtract each bin's sampling variance; here it
-    is that of a mean over people, whose pictures are not independent of each other. May fall below 0.
+    is that of a mean over people, whose pictures are not independent of each other. Of few people there are fewer bins.
+    May fall below 0.
     """
     total = 0.0
-    for b in _bins(sure, weights):
+    for b in _bins(sure, weights, min(BINS, max(len(np.unique(people)) // BIN_PEOPLE, 1))):
         share, gaps = weights[b].sum(), sure[b] - right[b]
         gap = mean(gaps, weights[b])
         sums = np.bincount(people[b], weights[b] * (gaps - gap))
         count = len(np.unique(people[b]))
-        variance = float((sums**2).sum()) / share**2 * count / max(count - 1, 1)
+        if count > 1:
+            variance = float((sums**2).sum()) / share**2 * count / (count - 1)
+        else:  # what it is where the probabilities are right
+            variance = mean(sure[b] * (1 - sure[b]), weights[b])
         total += share * (gap**2 - variance)
     return float(total / weights.sum())
 
 
-def _bins(sure: Floats, weights: Reals) -> list[NDArray[np.intp]]:
+def _bins(sure: Floats, weights: Reals, count: int) -> list[NDArray[np.intp]]:
     order = np.argsort(sure, kind="stable")
     place = (np.cumsum(weights[order]) - weights[order] / 2) / weights.sum()
-    number = np.minimum((place * BINS).astype(int), BINS - 1)
+    number = np.minimum((place * count).astype(int), count - 1)
     return [order[number == k] for k in np.unique(number)]
 
 
@@ -121,8 +126,12 @@ def bootstrap(people: Codes, figure: Callable[[NDArray[np.intp]], float], draws:
     figure: of the pictures at these indices, some of them several times.
     """
     random = np.random.default_rng(0)
-    groups = np.split(np.argsort(people, kind="stable"), np.cumsum(np.bincount(people))[:-1])
-    found = [
-        figure(np.concatenate([groups[i] for i in random.integers(0, len(groups), len(groups))])) for _ in range(draws)
-    ]
+    order, sizes = np.argsort(people, kind="stable"), np.bincount(people)
+    starts = np.cumsum(sizes) - sizes
+    found = []
+    for _ in range(draws):
+        drawn = random.integers(0, len(sizes), len(sizes))
+        lengths = sizes[drawn]
+        first = np.cumsum(lengths) - lengths  # of each drawn person's pictures, among those drawn
+        found.append(figure(order[np.repeat(starts[drawn] - first, lengths) + np.arange(lengths.sum())]))
     return Interval(*(float(edge) for edge in np.percentile(found, [2.5, 97.5])))

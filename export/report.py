@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -13,6 +14,7 @@ import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from edge.errors import ConfigError
 from export.evaluate import HEIGHTS, CategoryScore, Score, accuracy_at
@@ -20,6 +22,7 @@ from export.learn import CurvePoint
 from export.metrics import COVERAGES, Interval
 
 NOT_THERE = "–"
+LONGEST = 30  # characters of a name in the picture
 _SURE = ("error", "80 %", "known", "Top-1")  # titles of what probabilities and thresholds are worth
 
 
@@ -41,15 +44,15 @@ def print_score(console: Console, judged: Judged, score: Score) -> None:
     """A row per category, and again by the pictures' heights."""
     table = _table("category", "people", "Top-1", "±", "Top-3", "Top-5", "balanced", "majority", *_SURE)
     for one in score.categories:
-        table.add_row(one.name, f"{one.people:,}", *_cells(one))
+        table.add_row(Text(one.name), f"{one.people:,}", *_cells(one))
     table.add_section()
     table.add_row("mean", "", *_means(score))
-    console.print(f"\n{judged}")
+    console.print(Text(f"\n{judged}\n{score.variant}:"), soft_wrap=True)
     console.print(table)
     if heights := _heights(score):
         table = _table("Top-1 by height of the picture", *heights)
         for one in score.categories:
-            table.add_row(one.name, *map(percent, one.by_height))
+            table.add_row(Text(one.name), *map(percent, one.by_height))
         table.add_section()
         table.add_row("mean", *(percent(_mean_height(score, number)) for number in range(len(heights))))
         console.print(table)
@@ -65,15 +68,15 @@ def print_comparison(console: Console, judged: Judged, scores: Sequence[Score]) 
     table = _table("variant", "Top-1", "Top-3", "Top-5", "balanced", "majority", *_SURE, "ms")
     for score in scores:
         top1, _, *others = _means(score)
-        table.add_row(score.variant, top1, *others, f"{score.ms:.1f}")
-    console.print(f"\n{judged}\nmeans over the categories, %")
+        table.add_row(Text(score.variant), top1, *others, f"{score.ms:.1f}")
+    console.print(Text(f"\n{judged}\nmeans over the categories, %"), soft_wrap=True)
     console.print(table)
     table = _table("balanced accuracy", *(score.variant for score in scores))
     by_name = [{one.name: one for one in score.categories} for score in scores]
     for name in dict.fromkeys(one.name for score in scores for one in score.categories):
         figures = [named[name].balanced if name in named else None for named in by_name]
         best = max(figure for figure in figures if figure is not None)
-        table.add_row(name, *(f"[bold]{percent(f)}[/]" if f == best else percent(f) for f in figures))
+        table.add_row(Text(name), *(Text(percent(f), "bold" if f == best else "") for f in figures))
     console.print(table)
 
 
@@ -97,7 +100,8 @@ def write_json(path: Path, judged: Judged, scores: Sequence[Score], points: Sequ
     found["variants"] = [{**asdict(score), "calibration": score.calibration} for score in scores]
     found["labels_per_option"] = [asdict(point) for point in points]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def write_picture(path: Path, judged: Judged, scores: Sequence[Score], points: Sequence[CurvePoint] = ()) -> None:
@@ -117,19 +121,21 @@ def write_picture(path: Path, judged: Judged, scores: Sequence[Score], points: S
     FigureCanvasAgg(figure)
     figures: Any = figure.subfigures(2, 1, height_ratios=[9, 3.6 * rows])
     upper, lower = figures
-    figure.suptitle(f"How right the words are\n{judged}", fontsize=14)
+    figure.suptitle(f"How right the words are\n{_plain(str(judged))}", fontsize=14)
     bars, curves, gains = upper.subplot_mosaic([["bars", "bars"], ["curves", "gains"]]).values()
     _bars(bars, scores)
     _curves(curves, scores)
     _gains(gains, points, last)
-    lower.suptitle(f"{last.variant}: right answers by row, given ones by column, share of the row")
+    lower.suptitle(f"{_plain(last.variant)}: right answers by row, given ones by column, share of the row")
     axes = np.atleast_1d(lower.subplots(rows, columns)).ravel()
     for place, one in zip(axes, last.categories, strict=False):
         _matrix(place, one)
     for place in axes[len(last.categories) :]:
         place.axis("off")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=90)
+    with warnings.catch_warnings():  # a box in the place of a letter is all that a font can do about it
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(path, dpi=90)
 
 
 def _bars(axes: Any, scores: Sequence[Score]) -> None:
@@ -142,7 +148,7 @@ def _bars(axes: Any, scores: Sequence[Score]) -> None:
         ends = [found[name].balanced_interval if name in found else Interval(0, 0) for name in names]
         around = [[h - 100 * e.low for h, e in zip(heights, ends, strict=True)],
                   [100 * e.high - h for h, e in zip(heights, ends, strict=True)]]  # fmt: skip
-        axes.bar(shift, heights, width * 0.95, label=score.variant, color=f"C{number}")
+        axes.bar(shift, heights, width * 0.95, label=_plain(score.variant), color=f"C{number}")
         axes.errorbar(shift, heights, np.maximum(around, 0), fmt="none", ecolor="0.3", elinewidth=0.8)
         tops = [100 * found[name].top1 if name in found else np.nan for name in names]
         axes.plot(shift, tops, "k_", markersize=9, label="Top-1" if number == 0 else None)
@@ -150,18 +156,20 @@ def _bars(axes: Any, scores: Sequence[Score]) -> None:
     axes.hlines(chances, places - 0.42, places + 0.42, colors="0.5", linestyles="dotted", label="chance")
     most = [100 * one.majority for one in scores[0].categories]
     axes.hlines(most, places - 0.42, places + 0.42, colors="0.2", linestyles="dashed", label="always the commonest")
-    axes.set_xticks(places, names, rotation=20, ha="right")
-    axes.set(ylabel="%", ylim=(0, 100), title="Balanced accuracy by category, with its 95 % interval")
-    axes.legend(ncols=4, fontsize=9, loc="lower left")
+    axes.set_xticks(places, [*map(_short, names)], rotation=20, ha="right")
+    axes.set(ylabel="%", ylim=(0, 128), title="Balanced accuracy by category, with its 95 % interval")
+    axes.set_yticks(range(0, 101, 20))
+    axes.legend(ncols=5, fontsize=9, loc="upper left")
 
 
 def _curves(axes: Any, scores: Sequence[Score]) -> None:
     for number, score in enumerate(scores):
-        means = [100 * score.mean(accuracy_at(coverage)) for coverage in COVERAGES]
-        axes.plot([100 * coverage for coverage in COVERAGES], means, f"C{number}", label=score.variant, linewidth=2)
+        means = [100 * np.mean([accuracy_at(coverage)(one) for one in score.categories]) for coverage in COVERAGES]
+        shares = [100 * coverage for coverage in COVERAGES]
+        axes.plot(shares, means, f"C{number}", label=_plain(score.variant), linewidth=2)
     for one in scores[-1].categories if len(scores) == 1 else ():
         axes.plot([100 * c for c in COVERAGES], [100 * value for value in one.coverage], "0.7", linewidth=0.7)
-        axes.annotate(one.name, (101, 100 * one.coverage[-1]), fontsize=7, color="0.4", va="center")
+        axes.annotate(_short(one.name), (101, 100 * one.coverage[-1]), fontsize=7, color="0.4", va="center")
     what = {"xlabel": "% of the people answered, the surest first", "ylabel": "% right"}
     axes.set(**what, xlim=(0, 118 if len(scores) == 1 else 102), title="What saying less is worth")
     axes.legend(fontsize=9)
@@ -192,10 +200,20 @@ def _matrix(axes: Any, one: CategoryScore) -> None:
         if shares[row, column] >= 0.005:
             ink = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, f"{100 * shares[row, column]:.0f}", ha="center", va="center", color=ink, fontsize=7)
-    labels = [f"{name} ({count:.0f})" for name, count in zip(one.options, cells.sum(axis=1), strict=True)]
-    axes.set_xticks(range(len(one.options)), one.options, rotation=60, ha="right", fontsize=7)
+    labels = [f"{_short(name)} ({count:.0f})" for name, count in zip(one.options, cells.sum(axis=1), strict=True)]
+    axes.set_xticks(range(len(one.options)), [*map(_short, one.options)], rotation=60, ha="right", fontsize=7)
     axes.set_yticks(range(len(one.options)), labels, fontsize=7)
-    axes.set_title(f"{one.name}: {100 * one.balanced:.0f} % balanced", fontsize=10)
+    axes.set_title(f"{_short(one.name)}: {100 * one.balanced:.0f} % balanced", fontsize=10)
+
+
+def _short(name: str) -> str:
+    """A name that leaves room for the picture."""
+    return _plain(name if len(name) <= LONGEST else name[: LONGEST - 1] + "…")
+
+
+def _plain(text: str) -> str:
+    """What matplotlib does not take for a formula."""
+    return text.replace("$", r"\$")
 
 
 def percent(share: float | None) -> str:
@@ -236,7 +254,7 @@ def _range(interval: Interval, digits: int) -> str:
 
 def _table(first: str, *titles: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, header_style="dim", padding=(0, 1, 0, 0))
-    table.add_column(first, overflow="fold")
+    table.add_column(Text(first), overflow="fold")  # names are not rich's markup
     for title in titles:
-        table.add_column(title, justify="right", overflow="fold")
+        table.add_column(Text(title), justify="right", overflow="fold")
     return table

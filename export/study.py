@@ -12,7 +12,18 @@ from rich.text import Text
 
 from edge.bundle import Bundle, PromptBank
 from edge.errors import ConfigError
-from export.evaluate import Score, Variant, best_regions, people_judged, people_of, score, variant_from, views_of
+from export.calibrate import uncalibrated
+from export.evaluate import (
+    Score,
+    Variant,
+    best_regions,
+    learned_from_all,
+    people_judged,
+    people_of,
+    score,
+    variant_from,
+    views_of,
+)
 from export.labels import LabelledSet
 from export.learn import LABELS_PER_OPTION, CurvePoint, Mask, adapt, calibrate, curve
 from export.looks import Seen
@@ -50,10 +61,15 @@ class Study:
     def calibrate(self, coverage: float, everyone: bool, to: Path | None, out: Path | None) -> None:
         """Calibrate the bundle's bank, judge it, and put it where it belongs. Raises as `evaluate`, and OSError."""
         bank, learn = self._bundle.bank, self._learners(everyone)
+        if not everyone and (fit := learned_from_all(uncalibrated(bank), self._labelled)):
+            raise ConfigError(
+                f"{self._labelled.source}: the bank was {fit.how} on all of these people: nobody is left to judge by",
+                remedy="calibrate with --everyone too, or by the labels of others",
+            )
         vectors = self._seen.vectors(views_of(bank))
         new = calibrate(bank, self._labelled, learn, vectors, self._scale, coverage, self._note)
         if not everyone:
-            self._tell(~learn, [Variant("before", bank), Variant("calibrated", new)], out)
+            self._tell(~learn, [*self._before(), Variant("calibrated", new)], out, shown=-1)
         self._keep(new, to)
 
     def adapt(self, everyone: bool, to: Path | None, out: Path | None) -> None:
@@ -66,8 +82,9 @@ class Study:
                 "how much labels are worth", total=(len(LABELS_PER_OPTION) + 1) * len(bank.categories)
             )
             points = curve(bank, self._labelled, learn, vectors, self._scale, lambda: self._bars.advance(steps))
-            print_curve(self._console, points)
-            self._tell(~learn, [Variant("before", bank), Variant("adapted", new)], out, points)
+            if points:
+                print_curve(self._console, points)
+            self._tell(~learn, [*self._before(), Variant("adapted", new)], out, points, shown=-1)
         self._keep(new, to)
 
     def _learners(self, everyone: bool) -> Mask:
@@ -81,19 +98,32 @@ class Study:
             )
         return learn
 
+    def _before(self) -> list[Variant]:
+        """The bundle's bank, where the people of one half can judge it."""
+        if fit := learned_from_all(self._bundle.bank, self._labelled):
+            self._note(f"the bank before was {fit.how} on all of these people, and is not judged by them")
+            return []
+        return [Variant("before", self._bundle.bank)]
+
     def _tell(
-        self, keep: Mask, variants: Sequence[Variant], out: Path | None, points: Sequence[CurvePoint] = ()
+        self,
+        keep: Mask,
+        variants: Sequence[Variant],
+        out: Path | None,
+        points: Sequence[CurvePoint] = (),
+        shown: int = 0,
     ) -> None:
+        """shown: the variant whose every category is told."""
         labelled = self._labelled
         scores: list[Score] = [score(one, labelled, keep, self._seen, self._scale) for one in variants]
         judged = Judged(labelled.source.name, people_of(labelled, keep), int(keep.sum()), not keep.all())
-        print_score(self._console, judged, scores[-1 if len(scores) == 2 and points else 0])
+        print_score(self._console, judged, scores[shown])
         if len(scores) > 1:
             print_comparison(self._console, judged, scores)
         if out is not None:
             write_json(out / "report.json", judged, scores, points)
             write_picture(out / "report.png", judged, scores, points)
-            self._console.print(f"report: {out / 'report.png'}", soft_wrap=True)
+            self._console.print(Text(f"report: {out / 'report.png'}"), soft_wrap=True)
 
     def _keep(self, bank: PromptBank, to: Path | None) -> None:
         if to is not None:
