@@ -37,7 +37,8 @@ from tests.mot import FRAMES_A_SECOND
 from tests.pets import frames_of
 
 CONFIG = DescribeConfig()
-EVERY = (5, 10, 20)  # frames; the values of look_every that are compared
+EVERY = (5, 6, 7, 8, 10, 12, 15, 20)  # frames; the values of look_every that are compared
+SHOWN = {5, CONFIG.track.look_every, 20}  # those of them whose agreement is told category by category
 SHORT, LONG = 3, 10  # frames that a track has at least
 RATIO, AGREEMENT = 5, 0.97  # the targets
 console = Console(width=150)
@@ -47,6 +48,7 @@ console = Console(width=150)
 class Pair:
     """A track's answer to one category: whether it is that of most of its frames, and how large a share they are."""
 
+    track: int
     category: str
     frames: int
     agrees: bool
@@ -94,7 +96,9 @@ def main() -> int:
                     cells += row([pair for pair in pairs if pair.frames >= least])
                 default = " (default)" if every == CONFIG.track.look_every else ""
                 result.add_row(f"{every}{default}", *cells)
-                rows.append((every, pairs))
+                tracks = len({pair.track for pair in pairs if pair.frames >= SHORT})
+                if every in SHOWN:
+                    rows.append((every, pairs))
         console.print(result)
         console.print(by_category(rows))
         console.print(
@@ -166,7 +170,7 @@ def compared(
         for (category, options), column in zip(columns_of(categories), columns, strict=True):
             own = votes[track][options]
             agrees = bool(own[column - options.start] == own.max())
-            pairs.append(Pair(category.name, int(own.sum()), agrees, float(own.max() / own.sum())))
+            pairs.append(Pair(track, category.name, int(own.sum()), agrees, float(own.max() / own.sum())))
     return pairs
 
 
