@@ -102,7 +102,9 @@ def main() -> int:
         console.print(result)
         console.print(by_category(rows))
         console.print(
-            f"targets: a ratio of at least {RATIO}, an agreement of at least {AGREEMENT:.0%}", highlight=False
+            f"Targets: a ratio of at least {RATIO}, an agreement of at least {AGREEMENT:.0%}. All from {tracks} tracks of one\n"
+            "video, whose answers are not independent: which frames happen to be looked at moves a row by about a point.",
+            highlight=False,
         )
     return 0
 
