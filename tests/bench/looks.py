@@ -102,8 +102,8 @@ def main() -> int:
         console.print(result)
         console.print(by_category(rows))
         console.print(
-            f"Targets: a ratio of at least {RATIO}, an agreement of at least {AGREEMENT:.0%}. All from {tracks} tracks of one\n"
-            "video, whose answers are not independent: which frames happen to be looked at moves a row by about a point.",
+            f"Targets: a ratio of at least {RATIO}, an agreement of at least {AGREEMENT:.0%}. All is from {tracks} tracks\n"
+            "of one video, whose answers depend on each other: which frames happen to be looked at moves a row by a point.",
             highlight=False,
         )
     return 0
