@@ -102,8 +102,9 @@ def main() -> int:
         console.print(result)
         console.print(by_category(rows))
         console.print(
-            f"Targets: a ratio of at least {RATIO}, an agreement of at least {AGREEMENT:.0%}. All is from {tracks} tracks\n"
-            "of one video, whose answers depend on each other: which frames happen to be looked at moves a row by a point.",
+            f"Targets: a ratio of at least {RATIO}, an agreement of at least {AGREEMENT:.0%}.\n"
+            f"All is from {tracks} tracks of one video, whose answers depend on each other: which frames happen to be\n"
+            "looked at moves a row by about a point.",
             highlight=False,
         )
     return 0
