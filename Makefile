@@ -52,6 +52,8 @@ chaos: setup
 
 bench: setup
 	$(BIN)/python -m tests.bench
+	$(BIN)/python -m tests.bench.tracking
+	$(BIN)/python -m tests.bench.looks
 	$(BIN)/python -m tests.bench.delivery
 	$(BIN)/python -m tests.bench.nats
 

@@ -16,7 +16,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -37,6 +37,7 @@ GOLDEN = "golden.npz"
 PROMPTS = "prompts.npz"
 Channel = Annotated[int, Field(ge=0, le=255)]  # one of a pixel's three numbers
 SEAL = 64  # hex digits of a sha256
+MIN_MARGIN, MAX_MARGIN = -0.3, 1.0  # shares of a box; what is cut off on both sides must leave something
 MAX_LENGTH = 100.0  # of an adapted vector: text's have 1, and what is longer no fit made
 
 
@@ -136,6 +137,11 @@ class Look:
     square: SquareMode | None = None
     margin: float = 0.0
     flip: bool = False
+
+    def __post_init__(self) -> None:
+        if self.square not in (None, *get_args(SquareMode)) or not MIN_MARGIN <= self.margin <= MAX_MARGIN:
+            got = f"{self.square!r}, {self.margin}"
+            raise ValueError(f"Look must have a square mode and a margin of {MIN_MARGIN} to {MAX_MARGIN}, got {got}")
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ class TrackConfig(Settings):
         description="frames a track is seen in before it is waited for; until then it chooses last",
     )
     look_every: int = Field(
-        default=10,
+        default=6,
         ge=1,
         description="frames after which a person is encoded again; one who has come closer or is clearly better to see "
         "is at once",

@@ -46,7 +46,7 @@ def qualities_of(frame: Frame, people: Detections) -> Floats:
     """How well each person can be seen: (n,) float32 in 0..1, a product of what speaks for a look.
 
     The box's height up to FULL_HEIGHT, its sharpness (the variance of the Laplacian, which blur lowers: Pech-Pacheco et
-    al. 2000), the detector's score, the share of it that no other box covers, and half for a box cut by the border.
+    al. 2000), the detector's score, one less its largest IoU with another box, and half for a box cut by the border.
     """
     qualities = np.zeros(len(people), np.float32)
     for i, box in enumerate(people.boxes):

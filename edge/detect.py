@@ -58,9 +58,8 @@ class Detector:
         people = one_per_person(placed[likely], scores[likely], iou, self._config.overlap)
         if self._low is None:
             return people
-        maybe = one_per_person(placed[~likely], scores[~likely], iou, self._config.overlap)
-        apart = (overlap_of(maybe.boxes[:, None], people.boxes[None]) <= iou).all(axis=1)
-        rest = maybe[np.asarray(apart, bool)]
+        apart = ~likely & (overlap_of(placed[:, None], people.boxes[None]) <= iou).all(axis=1)
+        rest = one_per_person(placed[apart], scores[apart], iou, self._config.overlap)
         return Detections(np.concatenate([people.boxes, rest.boxes]), np.concatenate([people.scores, rest.scores]))
 
 

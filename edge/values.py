@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,6 +107,9 @@ class Category:
     threshold: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.region not in get_args(Region):
+            regions = " or ".join(get_args(Region))
+            raise ValueError(f"Category {self.name!r} must look at {regions}, got {self.region!r}")
         if not 0 < self.temperature < math.inf or not 0 <= self.threshold <= 1:
             got = f"{self.temperature}, {self.threshold}"
             raise ValueError(f"Category {self.name!r} must have a temperature > 0 and a threshold in 0..1, got {got}")

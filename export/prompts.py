@@ -10,7 +10,18 @@ import numpy as np
 from pydantic import Field
 
 from edge.backend import Session, open_session
-from edge.bundle import IMAGE, TEXT, VOCABULARY, Bundle, EncoderFacts, Look, PromptBank, SquareMode
+from edge.bundle import (
+    IMAGE,
+    MAX_MARGIN,
+    MIN_MARGIN,
+    TEXT,
+    VOCABULARY,
+    Bundle,
+    EncoderFacts,
+    Look,
+    PromptBank,
+    SquareMode,
+)
 from edge.config import Settings, read_toml
 from edge.errors import ConfigError, LookoutError
 from edge.values import Category, Floats, Region
@@ -44,8 +55,8 @@ class LookPrompts(Settings):
     square: SquareMode | None = Field(default=None, description="as in the recipe, which it overrides")
     margin: float = Field(
         default=0.0,
-        ge=-0.3,
-        le=1,
+        ge=MIN_MARGIN,
+        le=MAX_MARGIN,
         description="added on each side, as a share of the box's width and height; less than 0 cuts off",
     )
     flip: bool = Field(default=False, description="look at the mirror image too, at twice the cost")

@@ -176,7 +176,7 @@ F32 = np.float32
 REGIONS: tuple[Region, ...] = ("whole", "head", "upper", "lower", "feet")
 words = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 plain_floats = st.floats(allow_nan=False, allow_infinity=False)
-looks = st.builds(Look, st.sampled_from([None, "pad", "squash", "crop"]), plain_floats, st.booleans())
+looks = st.builds(Look, st.sampled_from([None, "pad", "squash", "crop"]), st.floats(-0.3, 1), st.booleans())
 counts = st.integers(0, 10**9)
 fits = st.builds(Fit, st.sampled_from(["calibrated", "adapted"]), words, words, counts, counts, st.booleans())
 
@@ -414,6 +414,8 @@ def test_a_bank_of_version_0_2_0_is_read_as_it_was_meant(prompts: Path) -> None:
     ("key", "value"),
     [
         ("look", {"margins": 1}),
+        ("look", {"square": "round", "margin": 0.0, "flip": False}),
+        ("look", {"square": "pad", "margin": -0.5, "flip": False}),
         ("look", []),
         ("fits", [{"how": "adapted"}]),
         ("fits", 5),

@@ -62,7 +62,7 @@ class Stage:
     """A Describer whose detector finds the people that a test puts before the cameras. words: the bank on disk."""
 
     def __init__(self, folder: Path, words: PromptBank = WORDS, **config: object) -> None:
-        self.config = DescribeConfig.model_validate(config)
+        self.config = DescribeConfig.model_validate({"track": TrackConfig(look_every=10), **config})
         self.folder = folder
         self.write(words)
         self.bundle = open_bundle(folder)
@@ -359,7 +359,7 @@ def test_the_end_of_the_source_ends_the_tracks_of_each_camera(bundle_folder: Pat
 # ---- every frame, or changes ----
 
 
-CHANGES = TrackConfig(publish="changes")
+CHANGES = TrackConfig(publish="changes", look_every=10)
 
 
 def test_only_changes_are_told(bundle_folder: Path) -> None:
@@ -688,7 +688,7 @@ def played(
 def test_the_loop_sends_what_there_is_to_tell_and_the_tracks_left(
     publish: str, frames: list[int], bundle_folder: Path
 ) -> None:
-    stage = Stage(bundle_folder, track=TrackConfig(publish=publish))  # type: ignore[arg-type]
+    stage = Stage(bundle_folder, track=TrackConfig(publish=publish, look_every=10))  # type: ignore[arg-type]
     batches = [[stage.frame(n, Someone(300))] for n in range(6)]
     sent, seen = played(stage, [[], *batches[:3], [], *batches[3:]])
     assert seen == 6

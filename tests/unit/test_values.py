@@ -190,3 +190,8 @@ def test_each_answer_has_its_own_support() -> None:
     assert [answer.support for answer in seen.answers(1, 1)] == [0.5, 1.0]
     assert type(seen.answers(1, 1)[0].support) is float
     assert Matches((SHIRT, HAT), shares[:0], np.zeros((0, 2), F32)).support is not None
+
+
+def test_a_category_looks_at_a_region_there_is() -> None:
+    with pytest.raises(ValueError, match="Category 'c' must look at whole or head .*, got 'nose'"):
+        Category("c", "q", ("a", "b"), (None, None), region="nose")  # type: ignore[arg-type]
