@@ -23,6 +23,7 @@ from edge.capture import Cameras, CameraState
 from edge.commands import Commands
 from edge.config import DescribeConfig, EdgeConfig, MatchConfig, RuntimeConfig, TrackConfig, read_edge_config
 from edge.crop import cut
+from edge.describe import Described, Describer
 from edge.detect import Detector
 from edge.draw import draw
 from edge.encode import Encoder
@@ -31,7 +32,7 @@ from edge.events import Header
 from edge.golden import Golden
 from edge.images import image_files, read_image
 from edge.keys import KeyPair, new_key, publish_keys, secure_client
-from edge.pipeline import Described, Describer, Reporter
+from edge.pipeline import Reporter
 from edge.pipeline import run as loop
 from edge.publish import Publisher
 from edge.push import Pusher

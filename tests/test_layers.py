@@ -61,8 +61,9 @@ EDGE: dict[str, frozenset[str]] = {
     "shelf": WORDS | CONTRACTS | {"journal", "records", "leaves", "aside"},
     "spool": WORDS | CONTRACTS | {"link", "journal", "records", "shelf"},
     "publish": WORDS | CONTRACTS | DELIVERY,
-    "pipeline": WORDS | CONTRACTS | STAGES,
-    "cli": WORDS | CONTRACTS | DELIVERY | STAGES | DEVICES | {"backend", "pipeline", "commands"},
+    "describe": WORDS | CONTRACTS | STAGES,
+    "pipeline": WORDS | CONTRACTS | STAGES | {"describe"},
+    "cli": WORDS | CONTRACTS | DELIVERY | STAGES | DEVICES | {"backend", "describe", "pipeline", "commands"},
 }
 EXPORT = WORDS | CONTRACTS | DEVICES | {"backend", "commands", "detect", "crop", "encode", "match", "golden"}
 # link and publish: a store that is sent on to another collector

@@ -32,11 +32,12 @@ from safetensors.numpy import save_file
 from edge.backend import Session, TensorSpec, open_session
 from edge.bundle import DETECTOR, IMAGE, Bundle
 from edge.config import DescribeConfig, DetectConfig, MatchConfig, PublishConfig, SpoolConfig, TrackConfig
+from edge.describe import Describer
 from edge.detect import Detector
 from edge.encode import Encoder
 from edge.errors import LookoutError
 from edge.images import read_image
-from edge.pipeline import Describer, Reporter
+from edge.pipeline import Reporter
 from edge.publish import Publisher
 from edge.spool import Spool
 from edge.values import Frame

@@ -24,10 +24,10 @@ from edge.backend import Session, open_session
 from edge.bundle import DETECTOR, IMAGE, Bundle
 from edge.config import DescribeConfig, MatchConfig, TrackConfig
 from edge.crop import crops_of
+from edge.describe import Described, Describer, tall_enough
 from edge.detect import Detector
 from edge.encode import Encoder
 from edge.match import match
-from edge.pipeline import Described, Describer, tall_enough
 from edge.track import Tracker
 from edge.values import Category, Detections, Frame, Matches, columns_of
 from export.samples import find_sample

@@ -18,10 +18,11 @@ from edge import events
 from edge.bundle import PROMPTS, Look, PromptBank, open_bundle
 from edge.config import CropConfig, DescribeConfig, MatchConfig, TrackConfig
 from edge.crop import crops_of, cut
+from edge.describe import Described, Describer, largest, tall_enough
 from edge.detect import Detector
 from edge.encode import Encoder
 from edge.match import match
-from edge.pipeline import Described, Describer, Reporter, largest, run, tall_enough
+from edge.pipeline import Reporter, run
 from edge.values import Category, Detections, Floats, Frame, Matches, Region
 from tests.fakes import DETECTOR_FACTS, ENCODER_FACTS, SLEEVE, Arrays, FakeSession, bank
 

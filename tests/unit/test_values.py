@@ -193,5 +193,5 @@ def test_each_answer_has_its_own_support() -> None:
 
 
 def test_a_category_looks_at_a_region_there_is() -> None:
-    with pytest.raises(ValueError, match="Category 'c' must look at whole or head .*, got 'nose'"):
+    with pytest.raises(ValueError, match=r"Category 'c' must look at whole or head .*, got 'nose'"):
         Category("c", "q", ("a", "b"), (None, None), region="nose")  # type: ignore[arg-type]

@@ -1,0 +1,253 @@
+"""Frames to people in words: detect, track, crop, encode, match, in this order."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import defaultdict, deque
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.boxes import area
+from edge.bundle import PROMPTS, Bundle, PromptBank
+from edge.config import DescribeConfig, TrackConfig
+from edge.crop import crops_of, qualities_of
+from edge.detect import Detector
+from edge.encode import Encoder
+from edge.errors import BundleError
+from edge.identities import Identities, Ids, Indices
+from edge.match import match
+from edge.track import Ended, Tracker
+from edge.values import Detections, Floats, Frame, Image, Matches, Region
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Described:
+    """A frame and its people in words: n people, vectors (n, d) float32 unit rows, n matches.
+
+    skipped: people found but too small, or too many, to describe. bank: sha256 of the words used. tracks: (n,) int64,
+    who they are, and looks: (n,) int64, how many crops the words rest on; None where nobody is followed. ended: tracks
+    that ended. news: indices of the people to tell of, where repetition is not told; None: the whole frame is.
+    """
+
+    frame: Frame
+    people: Detections
+    vectors: Floats
+    matches: Matches
+    skipped: int
+    bank: str
+    tracks: Ids | None = None
+    looks: Ids | None = None
+    ended: tuple[Ended, ...] = ()
+    news: Indices | None = None
+
+    @property
+    def told(self) -> bool:
+        """Whether there is anything to publish."""
+        return self.news is None or len(self.news) > 0 or len(self.ended) > 0
+
+
+@dataclass
+class Timings:
+    """Milliseconds per frame of the latest 10,000 batches, by stage."""
+
+    stages: dict[str, deque[float]] = field(default_factory=lambda: defaultdict(lambda: deque(maxlen=10_000)))
+
+    @contextmanager
+    def measure(self, stage: str, frames: int) -> Iterator[None]:
+        """Time the block, shared out over its frames."""
+        start = time.perf_counter()
+        yield
+        self.stages[stage].append((time.perf_counter() - start) * 1000 / max(frames, 1))
+
+
+class Words:
+    """The prompt bank as it is on disk now: a new one is taken between frames; a bad one is refused, the old stays."""
+
+    def __init__(self, bundle: Bundle, sensitive: Collection[str]) -> None:
+        self._bundle, self._sensitive = bundle, sensitive
+        self._seen: tuple[int, int, int] | None = None
+        self._use(bundle.bank)
+
+    def _use(self, bank: PromptBank) -> None:
+        self.bank, self.permitted = bank, bank.permitted(self._sensitive)
+
+    def refresh(self) -> None:
+        """Look at the disk."""
+        try:
+            status = self._bundle.file(PROMPTS).stat()
+            seen = (status.st_mtime_ns, status.st_size, status.st_ino)
+            if seen != self._seen:
+                self._seen = seen
+                fresh = self._bundle.read_bank()
+                if fresh.sha256 != self.bank.sha256:  # the same words written anew change nothing
+                    log.info("new words from %s: bank %s", fresh.source, fresh.sha256[:12])
+                    self._use(fresh)
+        except OSError as error:
+            if self._seen is not None:
+                log.warning("%s: %s; the words in use stay", self._bundle.file(PROMPTS), error.strerror)
+            self._seen = None
+        except BundleError as error:
+            log.warning("%s; the words in use stay", error)
+
+
+@dataclass(frozen=True, eq=False)
+class _View:
+    """A frame whose people are found and not described yet.
+
+    people: those tall enough. tracks: (n,) who they are. looked: (k,) indices of those to encode, whose crops have
+    these qualities (n,). small: how many were not tall enough.
+    """
+
+    frame: Frame
+    people: Detections
+    tracks: Ids
+    looked: Indices
+    qualities: Floats
+    small: int
+    ended: tuple[Ended, ...]
+
+
+class _Camera:
+    """What outlasts a frame of one camera: its tracks, and what is known of them."""
+
+    def __init__(self, config: TrackConfig, threshold: float) -> None:
+        self.tracker = Tracker(config, threshold)
+        self.identities = Identities(config.look_every)
+        self.last: Frame | None = None
+
+    def known(self, ended: Sequence[Ended]) -> tuple[Ended, ...]:
+        """Those of the ended tracks that were ever described; they are forgotten."""
+        described = set(self.identities.forget(one.track for one in ended))
+        return tuple(one for one in ended if one.track in described)
+
+
+class Describer:
+    """Frames to people in words: every stage between capture and publish.
+
+    detector: with track.low, where people are followed.
+    """
+
+    def __init__(self, bundle: Bundle, detector: Detector, encoder: Encoder, config: DescribeConfig) -> None:
+        self._facts = bundle.manifest.encoder
+        self._words = Words(bundle, config.match.sensitive)
+        self._detector, self._encoder, self._config = detector, encoder, config
+        self._cameras: dict[str, _Camera] = {}
+        self._bank = self._words.permitted
+        self.timings = Timings()
+        self.encoded = 0  # crops
+
+    def __call__(self, frames: Sequence[Frame]) -> list[Described]:
+        """One Described per frame; the crops of all frames are encoded together. Raises BackendError."""
+        if not frames:
+            return []
+        self._words.refresh()
+        if self._bank is not self._words.permitted:
+            self._bank = self._words.permitted
+            for camera in self._cameras.values():
+                camera.identities.restart()
+        with self.timings.measure("detect", len(frames)):
+            found = self._detector(frames)
+        with self.timings.measure("track", len(frames)):
+            views = [self._view(frame, one) for frame, one in zip(frames, found, strict=True)]
+        with self.timings.measure("crop", len(frames)):
+            crops = {region: self._crops(views, region) for region in self._bank.regions}
+        with self.timings.measure("encode", len(frames)):
+            vectors = {region: self._encoder(own, self._bank.look.flip) for region, own in crops.items()}
+            self.encoded += len(vectors["whole"])
+        with self.timings.measure("match", len(frames)):
+            ends = np.cumsum([0, *(len(view.looked) for view in views)])
+            parts = [{region: part[a:b] for region, part in vectors.items()} for a, b in pairwise(ends)]
+            return [self._described(view, own) for view, own in zip(views, parts, strict=True)]
+
+    @property
+    def tracks(self) -> int:
+        """How many were ever described."""
+        return sum(camera.identities.met for camera in self._cameras.values())
+
+    def finish(self) -> list[Described]:
+        """What is left to tell at the end: of each camera the tracks that end with it, as of its last frame."""
+        nobody = {region: np.zeros((0, self._facts.dim), np.float32) for region in self._bank.regions}
+        left = []
+        for camera in self._cameras.values():
+            ended = camera.known(camera.tracker.finish())
+            if ended and camera.last is not None:
+                matches, bank = match(nobody, self._bank, self._facts.logit_scale), self._words.bank.sha256
+                people, no_one = Detections.empty(), np.zeros(0, np.int64)
+                left.append(
+                    Described(camera.last, people, nobody["whole"], matches, 0, bank, no_one, no_one, ended, no_one[:0])
+                )
+        return left
+
+    def _view(self, frame: Frame, found: Detections) -> _View:
+        """Who is there, and who of them is to be encoded."""
+        config, limit = self._config, self._config.crop.max_per_frame
+        if not config.track.enabled:
+            people = found[tall_enough(found, config.crop.min_height)]
+            looked = largest(people, limit)
+            small = len(found) - len(people)
+            return _View(frame, people, np.zeros(len(people), np.int64), looked, people.scores, small, ())
+        camera = self._camera(frame.camera)
+        camera.last = frame
+        tracks = camera.tracker.update(found, frame.captured_at)
+        tall = tall_enough(tracks.people, config.crop.min_height)
+        people, ids = tracks.people[tall], tracks.ids[tall]
+        qualities = qualities_of(frame, people)
+        due = camera.identities.due(ids, area(people.boxes), qualities, frame.number)
+        clear = people.scores[due] > config.detect.threshold  # a box of low score shows who is where, and little else
+        return _View(frame, people, ids, due[clear][:limit], qualities, int((~tall).sum()), camera.known(tracks.ended))
+
+    def _camera(self, name: str) -> _Camera:
+        if name not in self._cameras:
+            self._cameras[name] = _Camera(self._config.track, self._config.detect.threshold)
+        return self._cameras[name]
+
+    def _crops(self, views: Sequence[_View], region: Region) -> Image:
+        look = self._bank.look
+        crops = [crops_of(view.frame, view.people[view.looked], self._facts, look, region) for view in views]
+        return np.concatenate(crops)
+
+    def _described(self, view: _View, vectors: Mapping[Region, Floats]) -> Described:
+        """vectors: of those looked at."""
+        frame, people, bank = view.frame, view.people, self._words.bank.sha256
+        matches = match(vectors, self._bank, self._facts.logit_scale)
+        if not self._config.track.enabled:
+            skipped = view.small + len(people) - len(view.looked)
+            return Described(frame, people[view.looked], vectors["whole"], matches, skipped, bank)
+        identities, looked = self._camera(frame.camera).identities, view.looked
+        sizes = area(people.boxes)
+        identities.look(
+            view.tracks[looked], sizes[looked], view.qualities[looked], frame.number, vectors["whole"], matches
+        )
+        known = np.flatnonzero(identities.looks(view.tracks))
+        tracks = view.tracks[known]
+        means, said = identities.said(tracks, self._bank.categories, self._facts.dim)
+        return Described(
+            frame,
+            people[known],
+            means,
+            said,
+            view.small + len(people) - len(known),
+            bank,
+            tracks,
+            identities.looks(tracks),
+            view.ended,
+            identities.news(tracks, said) if self._config.track.publish == "changes" else None,
+        )
+
+
+def tall_enough(people: Detections, min_height: int) -> NDArray[np.bool_]:
+    """(n,) bool: the box is at least `min_height` px high."""
+    return np.asarray(people.boxes[:, 3] - people.boxes[:, 1] >= min_height)
+
+
+def largest(people: Detections, limit: int) -> NDArray[np.intp]:
+    """The `limit` people with the largest boxes, as indices in the order they stand in."""
+    return np.asarray(np.sort(np.argsort(-area(people.boxes), kind="stable")[:limit]), np.intp)
