@@ -104,7 +104,7 @@ def too_few(category: Category, sample: Sample, note: Note) -> bool:
     options, people = len(np.unique(sample.truth)), len(np.unique(sample.people))
     if options >= 2 and people >= 2:
         return False
-    note(f"{category.name}: left as it was: labels of {options} options, {people} people; two of each are needed")
+    note(f"{category.name}: nothing learned: labels of {options} options, {people} people; two of each are needed")
     return True
 
 

@@ -176,9 +176,14 @@ def test_a_common_option_does_not_outvote_a_rare_one(times: int) -> None:
 # --- directions -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("vectors", [
-    np.zeros((0, DIM), np.float32), unit_rows(1, DIM), np.tile(unit_rows(1, DIM), (50, 1)),
-], ids=["nobody", "one", "all the same"])  # fmt: skip
+SAME = np.tile(unit_rows(1, DIM), (50, 1))
+
+
+@pytest.mark.parametrize(
+    "vectors",
+    [np.zeros((0, DIM), np.float32), unit_rows(1, DIM), SAME, SAME + 1e-7 * unit_rows(50, DIM, seed=1)],
+    ids=["nobody", "one", "all the same", "the same but for rounding"],
+)
 def test_people_who_do_not_differ_say_nothing_of_directions(vectors: Floats) -> None:
     assert np.array_equal(directions_of(vectors).matrix, np.eye(DIM))
 

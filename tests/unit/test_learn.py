@@ -159,20 +159,20 @@ def test_an_earlier_calibration_does_not_lean_on_the_next() -> None:
 
 
 FEW: list[tuple[Mapping[str, list[str | None]], str]] = [
-    ({"bag": [None] * 4}, "bag: left as it was: labels of 0 options, 0 people; two of each are needed"),
+    ({"bag": [None] * 4}, "bag: nothing learned: labels of 0 options, 0 people; two of each are needed"),
     (
         {"bag": ["big", "big", "big", None]},
-        "bag: left as it was: labels of 1 options, 2 people; two of each are needed",
+        "bag: nothing learned: labels of 1 options, 2 people; two of each are needed",
     ),
     (
         {"bag": ["big", "none", None, None]},
-        "bag: left as it was: labels of 2 options, 1 people; two of each are needed",
+        "bag: nothing learned: labels of 2 options, 1 people; two of each are needed",
     ),
 ]
 
 
 @pytest.mark.parametrize(("labels", "said"), FEW)
-def test_too_few_labels_are_told_and_the_category_left(labels: Mapping[str, list[str | None]], said: str) -> None:
+def test_too_few_labels_are_told_and_the_words_left(labels: Mapping[str, list[str | None]], said: str) -> None:
     hats = ["hat", "no hat", "hat", "no hat"]
     labelled = a_set(["a", "a", "b", "b"], **labels, hat=hats)
     vectors: dict[Region, Floats] = {"whole": unit_rows(4, DIM, 1), "head": unit_rows(4, DIM, 2)}
@@ -264,14 +264,30 @@ def test_the_curve_begins_at_the_words_and_ends_at_the_adapted_bank() -> None:
     assert points == curve(BANK, labelled, half, vectors, SCALE)
 
 
-def test_one_label_of_each_option_is_one_person_of_full_weight() -> None:
-    """Where all pictures of an option are one vector, which is drawn and how many a person has cannot matter."""
-    labelled, vectors = crowd(80, pictures=3, noise=0.0)
-    single, alone = crowd(80, pictures=1, noise=0.0)
-    many, one = (
-        curve(BANK, these, these.half(), rows, SCALE) for these, rows in ((labelled, vectors), (single, alone))
-    )
-    assert [p.mean for p in many] == pytest.approx([p.mean for p in one], abs=1e-6)
+def test_a_label_is_worth_a_person_however_many_pictures_there_are() -> None:
+    """Learners of an option are all one vector, so that which of them is drawn cannot matter: only how many."""
+    labelled, noisy = crowd(200, pictures=1, noise=0.5, words=0.2)
+    _, clear = crowd(200, pictures=1, noise=0.0, words=0.2)
+    half = labelled.half()
+    vectors: dict[Region, Floats] = {name: np.where(half[:, None], clear[name], noisy[name]) for name in noisy}
+    again = np.repeat(np.arange(200), 4)
+    labels = {name: [options[i] for i in again] for name, options in labelled.labels.items()}
+    more = a_set([labelled.people[i] for i in again], **labels)
+    wanted = curve(BANK, labelled, half, vectors, SCALE)
+    found = curve(BANK, more, more.half(), {name: rows[again] for name, rows in vectors.items()}, SCALE)
+    assert [p.mean for p in found] == pytest.approx([p.mean for p in wanted], abs=1e-6)
+    assert len({round(p.mean, 6) for p in wanted}) > 3
+
+
+def test_what_few_labels_say_of_a_category_is_not_what_earlier_ones_said() -> None:
+    labelled, vectors = crowd(60)
+    once = calibrate(BANK, labelled, labelled.half(), vectors, SCALE, 0.7, quiet)
+    less = replace(labelled, labels={"hat": labelled.labels["hat"]})
+    found = calibrate(once, less, labelled.half(), vectors, SCALE, 0.7, quiet)
+    assert found.categories[0] == BAG, "the only fit that the bank tells of did not make it"
+    assert found.categories[1] == once.categories[1]
+    moved = adapt(BANK, labelled, labelled.half(), vectors, SCALE, quiet)
+    assert np.array_equal(adapt(moved, less, labelled.half(), vectors, SCALE, quiet).vectors[:3], BANK.vectors[:3])
 
 
 @pytest.mark.parametrize("people", [["a"], ["a", "b"], list("abcdef")])
