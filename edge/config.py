@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -218,9 +219,8 @@ class EdgeConfig(DescribeConfig):
     def _unique_names(cls, cameras: tuple[CameraConfig, ...]) -> tuple[CameraConfig, ...]:
         if not cameras:  # no min_length: where one camera is wrong, pydantic would also call the list too short
             raise ValueError("at least one [[camera]] is needed")
-        names = [camera.name for camera in cameras]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"two cameras are named {twice[0]!r}")
+        for twice in repeated(camera.name for camera in cameras):
+            raise ValueError(f"two cameras are named {twice!r}")
         return cameras
 
 
@@ -270,6 +270,15 @@ def read_toml(path: Path, model: type[Model]) -> Model:
         return model.model_validate(fields)
     except ValidationError as error:
         raise _config_error(path, model, error) from error
+
+
+def repeated(names: Iterable[str]) -> Iterator[str]:
+    """Every name that stood there before."""
+    seen = set()
+    for name in names:
+        if name in seen:
+            yield name
+        seen.add(name)
 
 
 def _config_error(path: Path, model: type[Settings], error: ValidationError) -> ConfigError:

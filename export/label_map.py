@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
-from edge.config import Settings, read_toml
+from edge.config import Settings, read_toml, repeated
 from edge.errors import ConfigError
 from edge.values import Category
 
@@ -62,11 +62,11 @@ def read_label_map(path: Path, categories: Sequence[Category]) -> LabelMap:
     """
     mapping = read_toml(path, LabelMap)
     bank = {category.name: category.options for category in categories}
-    for twice in _twice(category.name for category in mapping.category):
+    for twice in repeated(category.name for category in mapping.category):
         raise ConfigError(f"{path}: two categories are named {twice!r}")
     for category in mapping.category:
         where = f"{path}: category {category.name!r}"
-        for twice in _twice(option.name for option in category.option):
+        for twice in repeated(option.name for option in category.option):
             raise ConfigError(f"{where}: two options are named {twice!r}")
         for option in category.option:
             if not option.any and not option.none:
@@ -92,11 +92,3 @@ def guess(got: str, known: Iterable[str]) -> str | None:
     """A remedy for a mistyped name; None where nothing is near."""
     near = difflib.get_close_matches(got, list(known), n=1)
     return f"did you mean {near[0]!r}?" if near else None
-
-
-def _twice(names: Iterable[str]) -> Iterator[str]:
-    seen = set()
-    for name in names:
-        if name in seen:
-            yield name
-        seen.add(name)

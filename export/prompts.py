@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +22,7 @@ from edge.bundle import (
     PromptBank,
     SquareMode,
 )
-from edge.config import Settings, read_toml
+from edge.config import Settings, read_toml, repeated
 from edge.errors import ConfigError, LookoutError
 from edge.values import Category, Floats, Region
 from export.tokenizer import Tokenizer, Tokens
@@ -72,18 +72,18 @@ class Prompts(Settings):
 def read_prompts(path: Path) -> Prompts:
     """Raises ConfigError with file, category and phrase: fewer than two options, a duplicate, an empty phrase."""
     prompts = read_toml(path, Prompts)
-    for twice in _twice(category.name for category in prompts.category):
+    for twice in repeated(category.name for category in prompts.category):
         raise ConfigError(f"{path}: two categories are named {twice!r}")
     for category in prompts.category:
         where = f"{path}: category {category.name!r}"
         if len(category.option) < 2:
             raise ConfigError(f"{where}: too few options", expected="two or more", got=len(category.option))
-        for twice in _twice(option.name for option in category.option):
+        for twice in repeated(option.name for option in category.option):
             raise ConfigError(f"{where}: two options are named {twice!r}")
         for option in category.option:
             if any(not phrase.strip() for phrase in option.phrases):
                 raise ConfigError(f"{where}: option {option.name!r} has an empty phrase")
-        for twice in _twice(
+        for twice in repeated(
             " ".join(phrase.lower().split()) for option in category.option for phrase in option.phrases
         ):
             raise ConfigError(f"{where}: the phrase {twice!r} stands twice")
@@ -147,14 +147,6 @@ def _first_phrases(prompts: Prompts) -> Prompts:
         return category.model_copy(update={"option": options})
 
     return prompts.model_copy(update={"category": tuple(map(shortened, prompts.category))})
-
-
-def _twice(names: Iterator[str]) -> Iterator[str]:
-    seen = set()
-    for name in names:
-        if name in seen:
-            yield name
-        seen.add(name)
 
 
 def prompt_tokens(path: Path, prompts: Prompts, tokenizer: Tokenizer) -> Tokens:
