@@ -11,7 +11,7 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.bundle import Bundle, Fit, Look, PromptBank, SquareMode
+from edge.bundle import MAX_MARGIN, MIN_MARGIN, Bundle, Fit, Look, PromptBank, SquareMode
 from edge.errors import ConfigError
 from edge.match import match
 from edge.values import Category, Floats, Region, columns_of
@@ -181,14 +181,15 @@ def variant_from(spec: str, bundle: Bundle) -> Variant:
         fields[key] = value
     bank = _words(spec, fields, bundle)
     try:
+        margin = float(fields.get("margin", bank.look.margin))
+        if not MIN_MARGIN <= margin <= MAX_MARGIN:
+            raise ValueError(f"margin is from {MIN_MARGIN} to {MAX_MARGIN}")
         look = Look(
             _one_of(fields.get("square", bank.look.square), get_args(SquareMode)),
-            float(fields.get("margin", bank.look.margin)),
+            margin,
             {"yes": True, "no": False}[fields["flip"]] if "flip" in fields else bank.look.flip,
         )
         region = _one_of(fields.get("region"), get_args(Region))
-        if not -0.3 <= look.margin <= 1:
-            raise ValueError("margin is from -0.3 to 1")
     except KeyError as error:
         raise ConfigError(f"--compare {spec}: flip", expected="yes or no", got=error.args[0]) from error
     except ValueError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,9 +59,10 @@ class Seen:
         Raises ConfigError where only vectors are there and another look than theirs is asked for, CaptureError for a
         picture that cannot be read, BackendError.
         """
-        wanted = [view for view in looks if view not in self._vectors]
+        asked = [self._settled(view) for view in looks]
+        wanted = [view for view in asked if view not in self._vectors]
         if wanted and self._labelled.vectors is not None:
-            plain = View(self._bundle.bank.look)
+            plain = self._settled(View(self._bundle.bank.look))
             if other := [view for view in wanted if view != plain]:
                 raise ConfigError(
                     f"{self._labelled.source}: no pictures, and the vectors there are of whole people",
@@ -71,11 +72,16 @@ class Seen:
             self._vectors[plain], self._ms[plain] = self._labelled.vectors, 0.0
         elif wanted:
             self._encode(wanted)
-        return {view.region: self._vectors[view] for view in looks}
+        return {view.region: self._vectors[view] for view in asked}
 
     def ms(self, looks: Sequence[View]) -> float:
         """Milliseconds that cropping and encoding took per picture."""
-        return sum(self._ms[view] for view in looks)
+        return sum(self._ms[self._settled(view)] for view in looks)
+
+    def _settled(self, view: View) -> View:
+        """The same with the square that it comes to."""
+        square = view.look.square or self._bundle.manifest.encoder.square
+        return replace(view, look=replace(view.look, square=square))
 
     def _encode(self, views: Sequence[View]) -> None:
         facts = self._bundle.manifest.encoder
