@@ -22,7 +22,7 @@ from export.learn import CurvePoint
 from export.metrics import COVERAGES, Interval
 
 NOT_THERE = "–"
-LONGEST = 30  # characters of a name in the picture
+LONGEST = 40  # characters of a name in the picture
 _SURE = ("error", "80 %", "known", "Top-1")  # titles of what probabilities and thresholds are worth
 
 
@@ -126,7 +126,7 @@ def write_picture(path: Path, judged: Judged, scores: Sequence[Score], points: S
     _bars(bars, scores)
     _curves(curves, scores)
     _gains(gains, points, last)
-    lower.suptitle(f"{_plain(last.variant)}: right answers by row, given ones by column, share of the row")
+    lower.suptitle(f"{_short(last.variant)}: right answers by row, given ones by column, share of the row")
     axes = np.atleast_1d(lower.subplots(rows, columns)).ravel()
     for place, one in zip(axes, last.categories, strict=False):
         _matrix(place, one)
@@ -148,7 +148,7 @@ def _bars(axes: Any, scores: Sequence[Score]) -> None:
         ends = [found[name].balanced_interval if name in found else Interval(0, 0) for name in names]
         around = [[h - 100 * e.low for h, e in zip(heights, ends, strict=True)],
                   [100 * e.high - h for h, e in zip(heights, ends, strict=True)]]  # fmt: skip
-        axes.bar(shift, heights, width * 0.95, label=_plain(score.variant), color=f"C{number}")
+        axes.bar(shift, heights, width * 0.95, label=_short(score.variant), color=f"C{number}")
         axes.errorbar(shift, heights, np.maximum(around, 0), fmt="none", ecolor="0.3", elinewidth=0.8)
         tops = [100 * found[name].top1 if name in found else np.nan for name in names]
         axes.plot(shift, tops, "k_", markersize=9, label="Top-1" if number == 0 else None)
@@ -166,7 +166,7 @@ def _curves(axes: Any, scores: Sequence[Score]) -> None:
     for number, score in enumerate(scores):
         means = [100 * np.mean([accuracy_at(coverage)(one) for one in score.categories]) for coverage in COVERAGES]
         shares = [100 * coverage for coverage in COVERAGES]
-        axes.plot(shares, means, f"C{number}", label=_plain(score.variant), linewidth=2)
+        axes.plot(shares, means, f"C{number}", label=_short(score.variant), linewidth=2)
     for one in scores[-1].categories if len(scores) == 1 else ():
         axes.plot([100 * c for c in COVERAGES], [100 * value for value in one.coverage], "0.7", linewidth=0.7)
         axes.annotate(_short(one.name), (101, 100 * one.coverage[-1]), fontsize=7, color="0.4", va="center")
