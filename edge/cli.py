@@ -145,6 +145,8 @@ def check(config: Path) -> None:
     categories = bundle.bank.permitted(chosen.match.sensitive).categories
     _check_sensitive(f"{config}: match.sensitive", chosen.match.sensitive, bundle)
     click.echo(f"{config}: good: {len(chosen.camera)} camera(s), bundle {bundle.manifest.name}")
+    learned = "".join(f", {fit.how} on {fit.people} people of {fit.labels}" for fit in bundle.bank.fits)
+    click.echo(f"words: {bundle.bank.source}{learned}")
     click.echo(f"answers: {', '.join(category.name for category in categories)}")
 
 
