@@ -35,7 +35,8 @@ def weights_of(people: Codes) -> Reals:
 
 def mean(values: NDArray[np.bool_] | NDArray[np.floating], weights: Reals) -> float:
     """Weighted; NaN of nothing."""
-    return float((values * weights).sum() / weights.sum()) if weights.sum() else float("nan")
+    total = weights.sum()
+    return float(np.dot(values, weights) / total) if total else float("nan")
 
 
 def right_within(probabilities: Floats, truth: Truth, k: int) -> NDArray[np.bool_]:
@@ -46,7 +47,8 @@ def right_within(probabilities: Floats, truth: Truth, k: int) -> NDArray[np.bool
 
 def balanced(said: Truth, truth: Truth, weights: Reals) -> float:
     """Mean over the options that occur of how many of their pictures are recognised."""
-    return float(np.mean([mean(said[truth == k] == k, weights[truth == k]) for k in np.unique(truth)]))
+    there, right = np.bincount(truth, weights), np.bincount(truth, weights * (said == truth))
+    return float(np.mean(right[there > 0] / there[there > 0]))
 
 
 def majority(truth: Truth, weights: Reals) -> float:

@@ -22,7 +22,7 @@ from export.learn import CurvePoint
 from export.metrics import COVERAGES, Interval
 
 NOT_THERE = "–"
-LONGEST = 40  # characters of a name in the picture
+LONGEST = 24  # characters of a name in the picture
 _SURE = ("error", "80 %", "known", "Top-1")  # titles of what probabilities and thresholds are worth
 
 
