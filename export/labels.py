@@ -24,6 +24,7 @@ from export.label_map import check_option, guess, listed, read_label_map
 CSV = "labels.csv"
 JSON = "labels.json"
 VECTORS = "embeddings.npz"
+GUESS = " guess"
 _SEPARATORS = {";": "semicolons", "\t": "tabs"}
 
 
@@ -153,7 +154,7 @@ def _text(path: Path) -> str:
 
 def _csv_table(path: Path, categories: Sequence[Category]) -> _Table:
     """A header `image,person,<category>,...` in any order, then a row per picture; spaces around a cell are no part of
-    it, and a blank cell is no label."""
+    it, and a blank cell is no label. A column named as another with " guess" behind it is none of a category."""
     lines = _csv_lines(path)
     header = lines[0][1] if lines else []
     for name in ("image", "person"):
@@ -166,7 +167,8 @@ def _csv_table(path: Path, categories: Sequence[Category]) -> _Table:
     for number, name in enumerate(header, 1):
         if not name or name in header[: number - 1]:
             raise ConfigError(f"{path}: column {number}: " + (f"a second {name!r}" if name else "has no name"))
-    answered = [name for name in header if name not in ("image", "person")]
+    guesses = {f"{name}{GUESS}" for name in header}  # what a box said, for whoever fills in the columns beside
+    answered = [name for name in header if name not in ("image", "person") and name not in guesses]
     options = {category.name: category.options for category in categories if category.name in answered}
     rows = []
     for line, cells in lines[1:]:

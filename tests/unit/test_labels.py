@@ -509,3 +509,13 @@ def test_peta_is_read_as_a_recount_reads_it() -> None:
     }
     assert sum(counts["headwear"].values()) == 1691 - 67  # 67 wear a kerchief, and none of them a hat
     assert 0.4 < found.half().mean() < 0.6
+
+
+def test_what_a_box_guessed_is_no_label(tmp_path: Path) -> None:
+    text = "image,person,headwear,headwear guess,colour guess\na.png,p,,hat,red\nb.png,q,hat,no hat,red\n"
+    (tmp_path / CSV).write_text(text, encoding="utf-8")
+    for name in "ab":
+        (tmp_path / f"{name}.png").touch()
+    read = read_labels(tmp_path, [HEADWEAR], None)
+    assert read.labels == {"headwear": (None, "hat")}
+    assert read.skipped_categories == ("colour guess",), "no other column has its name"
