@@ -60,6 +60,8 @@ class Study:
 
     def calibrate(self, coverage: float, everyone: bool, to: Path | None, out: Path | None) -> None:
         """Calibrate the bundle's bank, judge it, and put it where it belongs. Raises as `evaluate`, and OSError."""
+        if not 0 < coverage <= 1:  # NaN, which is in any range
+            raise ConfigError("--coverage", expected="more than 0, at most 1", got=coverage)
         bank, learn = self._bundle.bank, self._learners(everyone)
         if not everyone and (fit := learned_from_all(uncalibrated(bank), self._labelled)):
             raise ConfigError(

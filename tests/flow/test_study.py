@@ -198,6 +198,7 @@ def test_mistakes_are_one_line_and_an_exit_code(crowd: Path, bundle: Path, tmp_p
         (("calibrate", sets["one"]), 78, "one: too few people to learn from one half and judge by the other: got 1; "),
         (("calibrate", sets["same"], "--everyone"), 78, "same: nothing to learn from"),
         (("adapt", sets["mistyped"]), 78, "line 4: top colour: no such option: expected 'black'"),
+        (("calibrate", crowd, "--coverage", "nan"), 78, "--coverage: expected more than 0, at most 1, got nan"),
         (("adapt", crowd, "--map", MAP), 78, "labels.csv: a map is for labels.json"),
         (("evaluate", sets["lost"]), 78, "1 of 36 images are no files"),
         (("evaluate", sets["torn"]), 66, "torn/0-red-left.png"),
