@@ -176,7 +176,7 @@ def label(path: Path, out: Path | None, file: Path | None, device: str | None, l
     with Store(path) as store:
         if out is not None:
             written = write_set(store, out, device, limit or PEOPLE)
-            others = f", {written.others} more of another bundle" if written.others else ""
+            others = f", {written.others} more of another encoder" if written.others else ""
             left = f", {written.left} more beyond --limit" if written.left else ""
             click.echo(f"{out / CSV}: {written.people} people, {written.crops} with a picture{others}{left}")
         elif file is not None:

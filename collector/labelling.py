@@ -84,7 +84,7 @@ def write_set(store: Store, folder: Path, device: str | None, limit: int) -> Wri
                 (folder / image).write_bytes(one.crop)
                 crops += 1
         if newest is not None:
-            encoder = np.array(newest.encoder.bundle)
+            encoder = np.array(newest.encoder.name)
             np.savez(folder / VECTORS, images=np.array(images), vectors=np.array(vectors), encoder=encoder)
         file.write_text(table.getvalue(), encoding="utf-8")  # at the end: what is half written is no set
     return Written(len(images), crops, len(everyone) - len(keys), len(keys) - len(images))

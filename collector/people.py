@@ -34,6 +34,7 @@ _EACH = (
     " FROM tracks JOIN events ON id = event WHERE track IS NOT NULL) WHERE place = 1"
     " UNION ALL SELECT event, number FROM people LEFT JOIN tracks USING (event, number) WHERE track IS NULL"
 )
+_ENCODER = "ifnull(encoder, bundle)"  # its name
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")  # names of devices that are names of files
 _IMAGE = re.compile(r"images/(.+)-([0-9]{1,19})-([0-9]{1,19})-([0-9]{1,19})\.jpg")
 
@@ -53,9 +54,12 @@ class Place(NamedTuple):
 
 
 class Encoder(NamedTuple):
-    """What made a vector: the sha256 of the bundle's manifest, and how many numbers the vector has."""
+    """What made a vector, and how many numbers the vector has.
 
-    bundle: str
+    name: sha256 of the image encoder; where a box of before 0.3 did not say, of its bundle's manifest.
+    """
+
+    name: str
     dim: int
 
 
@@ -97,22 +101,26 @@ class People:
         wanted = {"device": device, **(encoder or Encoder("", 0))._asdict(), "any": encoder is None}
         rows = self._db.execute(
             f"SELECT event, number FROM ({_EACH.format(which=which)}) JOIN events ON id = event"
-            " WHERE device = ifnull(:device, device) AND (:any OR bundle = :bundle AND embedding_dim = :dim)"
+            " WHERE device = ifnull(:device, device)"
+            f" AND (:any OR {_ENCODER} = :name AND embedding_dim = :dim)"
             " ORDER BY event DESC, number",
             wanted,
         )
         return np.fromiter(chain.from_iterable(rows), np.int64).reshape(-1, 2)
 
-    def vectors(self, encoder: Encoder, rows: int) -> Iterator[tuple[Keys, Half]]:
-        """(k, 2) and (k, d) float16, the last of each track, of all people of this encoder; k is at most `rows`."""
+    def vectors(self, names: tuple[str, str], dim: int, rows: int) -> Iterator[tuple[Keys, Half]]:
+        """(k, 2) and (k, d) float16, the last of each track, of all people of this encoder; k is at most `rows`.
+
+        names: what an Encoder may be called, d: its `dim`.
+        """
         found = self._db.execute(
             f"SELECT event, number, embedding FROM ({_EACH.format(which=LAST)}) JOIN people USING (event, number)"
-            " JOIN events ON id = event WHERE bundle = ? AND embedding_dim = ?",
-            encoder,
+            f" JOIN events ON id = event WHERE {_ENCODER} IN (?, ?) AND embedding_dim = ?",
+            (*names, dim),
         )
         while some := found.fetchmany(rows):
             keys = np.array([row[:2] for row in some], np.int64)
-            yield keys, np.frombuffer(b"".join(row[2] for row in some), "<f2").reshape(len(some), encoder.dim)
+            yield keys, np.frombuffer(b"".join(row[2] for row in some), "<f2").reshape(len(some), dim)
 
     def sighting(self, key: Iterable[int]) -> Sighting | None:
         """The person with this key (2,), or None: retention has removed them."""
@@ -124,8 +132,8 @@ class People:
 
     def _sighting(self, where: str, *values: str | int) -> Sighting | None:
         row = self._db.execute(
-            f"SELECT device, epoch, seq, number, camera, captured_at, bundle, embedding_dim, embedding, crop, {PERSON}"
-            f" FROM people JOIN events ON id = event LEFT JOIN tracks USING (event, number) WHERE {where}",
+            f"SELECT device, epoch, seq, number, camera, captured_at, {_ENCODER}, embedding_dim, embedding, crop,"
+            f" {PERSON} FROM people JOIN events ON id = event LEFT JOIN tracks USING (event, number) WHERE {where}",
             values,
         ).fetchone()
         if row is None:

@@ -68,6 +68,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
     (
         # ended: a JSON list as on the wire, or NULL for none.
         "ALTER TABLE events ADD COLUMN ended TEXT",
+        "ALTER TABLE events ADD COLUMN encoder TEXT",
         # One row per person that is followed over time: the track's number, and how many looks the answers rest on. A
         # table of its own: a column of `people` would lie behind the crops, and an older collector that still runs
         # writes its people without it.

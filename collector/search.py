@@ -11,11 +11,11 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from collector.people import Encoder, Keys, Sighting
+from collector.people import Keys, Sighting
 from collector.report import utc
 from collector.stats import harmless
 from collector.store import Store
-from edge.bundle import Bundle, PromptBank
+from edge.bundle import IMAGE, Bundle, PromptBank
 from edge.errors import ConfigError
 from edge.match import match
 from edge.values import Category, Floats, columns_of
@@ -76,20 +76,21 @@ def ask_store(store: Store, bundle: Bundle, prompts: Path | None, sensitive: Seq
     """
     words = bundle.bank if prompts is None else embedded(prompts, bundle)
     bank, left_out = _askable(words, sensitive)
-    encoder = Encoder(bundle.manifest.seal(), bundle.manifest.encoder.dim)
+    facts = bundle.manifest
+    names = (facts.files[IMAGE], facts.seal())
     tallies = [_Tally(category) for category in bank.categories]
     people = 0
     with store.snapshot():
-        for keys, vectors in store.people.vectors(encoder, rows):
+        for keys, vectors in store.people.vectors(names, facts.encoder.dim, rows):
             people += len(keys)
-            found = match({"whole": vectors.astype(np.float32)}, bank, bundle.manifest.encoder.logit_scale)
+            found = match({"whole": vectors.astype(np.float32)}, bank, facts.encoder.logit_scale)
             for tally, (_, columns) in zip(tallies, columns_of(bank.categories), strict=True):
                 tally.add(keys, found.probabilities[:, columns])
         others = store.people.count() - people
         if others and not people:
             raise ConfigError(
-                f"store {store.path}: nobody was seen with {bundle.path}",
-                expected=f"events of bundle {encoder.bundle[:12]}",
+                f"store {store.path}: nobody was seen by the encoder of {bundle.path}",
+                expected=f"events of encoder {names[0][:12]}",
                 got=f"{others} people of others",
                 remedy="name the bundle that the boxes run",
             )
@@ -175,7 +176,7 @@ def report_asked(asked: Asked, as_json: bool) -> None:
         click.echo(json.dumps(_as_json(asked), ensure_ascii=False))
         return
     click.echo(
-        f"{asked.people:,} people asked" + (f", {asked.others:,} more of another bundle" if asked.others else "")
+        f"{asked.people:,} people asked" + (f", {asked.others:,} more of another encoder" if asked.others else "")
     )
     for name, why in asked.left_out:
         click.echo(f"left out: {harmless(name)}: {harmless(why)}")
@@ -198,7 +199,7 @@ def _as_json(asked: Asked) -> dict[str, object]:
     return {
         "bank": asked.bank,
         "people": asked.people,
-        "other_bundles": asked.others,
+        "other_encoders": asked.others,
         "left_out": [{"category": name, "reason": why} for name, why in asked.left_out],
         "categories": [
             {

@@ -38,7 +38,19 @@ CONFLICT = "another event has this number"
 RETENTION = "removed by retention"
 
 # the header's fields that are columns of the same name
-_FIELDS = ("device", "epoch", "seq", "camera", "frame", "captured_at", "bundle", "bank", "embedding_dim", "skipped")
+_FIELDS = (
+    "device",
+    "epoch",
+    "seq",
+    "camera",
+    "frame",
+    "captured_at",
+    "bundle",
+    "bank",
+    "encoder",
+    "embedding_dim",
+    "skipped",
+)
 _ENDED = TypeAdapter(tuple[Ended, ...])
 _DISK_FAILED = ("database or disk is full", "disk I/O error")  # SQLite's words; its codes come with Python 3.11
 

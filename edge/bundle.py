@@ -216,7 +216,11 @@ class PromptBank:
 
     def permitted(self, sensitive: Collection[str]) -> PromptBank:
         """The bank without its sensitive categories, but for those named in `sensitive`."""
-        kept = [not category.sensitive or category.name in sensitive for category in self.categories]
+        return self.only({one.name for one in self.categories if not one.sensitive or one.name in sensitive})
+
+    def only(self, names: Collection[str]) -> PromptBank:
+        """The bank with the categories of these names."""
+        kept = [category.name in names for category in self.categories]
         rows = [keep for keep, category in zip(kept, self.categories, strict=True) for _ in category.options]
         categories = tuple(category for category, keep in zip(self.categories, kept, strict=True) if keep)
         keep = np.array(rows, bool)

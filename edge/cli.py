@@ -67,7 +67,8 @@ def run(config: Path, max_frames: int | None, picture: Path | None) -> None:
     _check_sensitive(f"{config}: match.sensitive", chosen.match.sensitive, bundle)
     stop = _stopped_by_signals()
     seen = _Seen(keep=picture is not None)
-    reporter = Reporter(chosen.device, bundle.manifest.seal(), chosen.match.top_k, chosen.publish.crops)
+    facts = bundle.manifest
+    reporter = Reporter(chosen.device, facts.seal(), facts.files[IMAGE], chosen.match.top_k, chosen.publish.crops)
     keys = publish_keys(chosen.publish)
     with (
         _describer(bundle, chosen, chosen.runtime) as describer,

@@ -85,6 +85,9 @@ class Header(_Record):
     frame_size: tuple[Pixels, Pixels] = Field(description="width, height in px")
     bundle: str = Field(description="sha256 of the bundle's manifest")
     bank: str = Field(description="sha256 of the prompt bank")
+    encoder: str | None = Field(
+        default=None, description="sha256 of the graph that made the embeddings: only those of one can be compared"
+    )
     embedding_dim: int = Field(gt=0, le=65536, description="d of the float16 (n, d) frame")
     people: tuple[Person, ...] = Field(description="n people, best score first")
     skipped: Count = Field(default=0, description="people found but not described: too small, or too many at once")

@@ -22,10 +22,14 @@ POLL = 0.2  # s; how soon the loop notices that it should stop
 
 @dataclass(frozen=True)
 class Reporter:
-    """What the events of one run have in common. device: the box's name. top_k: options per category."""
+    """What the events of one run have in common.
+
+    device: the box's name. bundle, encoder: sha256 of the manifest and the image encoder. top_k: options per category.
+    """
 
     device: str
     bundle: str
+    encoder: str
     top_k: int
     crops: bool
 
@@ -43,6 +47,7 @@ class Reporter:
             frame_size=(frame.width, frame.height),
             bundle=self.bundle,
             bank=described.bank,
+            encoder=self.encoder,
             embedding_dim=described.vectors.shape[1],
             people=tuple(self._person(described, i) for i in told),
             skipped=described.skipped,

@@ -100,7 +100,8 @@ def score(variant: Variant, labelled: LabelledSet, keep: Mask, seen: Seen, scale
 
     Categories without a label among them are left out; ConfigError where none is left.
     """
-    bank, views = variant.bank, views_of(variant.bank)
+    bank = variant.bank.only(labelled.labels)
+    views = views_of(bank)
     matches = match(seen.vectors(views), bank, scale)
     scores = [
         _category(category, sample, matches.probabilities[sample.rows][:, columns], seen.heights[sample.rows])

@@ -40,10 +40,11 @@ class Seen:
         self._vectors: dict[View, Floats] = {}
         self._ms: dict[View, float] = {}
         self._heights = np.zeros(len(labelled), np.int64)
-        if labelled.encoder is not None and labelled.encoder != bundle.manifest.seal():
+        names = (None, bundle.manifest.files[IMAGE], bundle.manifest.seal())  # the last: events of before 0.3
+        if labelled.encoder not in names:
             raise ConfigError(
                 f"{labelled.source / VECTORS}: made by another bundle's encoder",
-                expected=bundle.manifest.seal()[:12],
+                expected=bundle.manifest.files[IMAGE][:12],
                 got=labelled.encoder[:12],
                 remedy="name the bundle that ran on the boxes, or label pictures",
             )
@@ -53,24 +54,29 @@ class Seen:
         """(n,) px of each picture; 0 where only its vector is there, or none was asked for yet."""
         return self._heights
 
+    @property
+    def pictures(self) -> bool:
+        """Whether there are any: a person whose crop never left the box has a vector only."""
+        return all((self._labelled.source / name).is_file() for name in self._labelled.images)
+
     def vectors(self, looks: Sequence[View]) -> dict[Region, Floats]:
         """By region, (n, d) float32 unit rows, as `match` takes them. looks: of one `Look`.
 
-        Raises ConfigError where only vectors are there and another look than theirs is asked for, CaptureError for a
-        picture that cannot be read, BackendError.
+        A box's own vectors are taken for the bundle's own look at whole people. Raises ConfigError where another is
+        asked for and there are no pictures, CaptureError for one that cannot be read, BackendError.
         """
         asked = [self._settled(view) for view in looks]
-        wanted = [view for view in asked if view not in self._vectors]
-        if wanted and self._labelled.vectors is not None:
-            plain = self._settled(View(self._bundle.bank.look))
-            if other := [view for view in wanted if view != plain]:
+        plain = self._settled(View(self._bundle.bank.look))
+        if self._labelled.vectors is not None:
+            self._vectors[plain], self._ms[plain] = self._labelled.vectors, 0.0
+        if wanted := [view for view in asked if view not in self._vectors]:
+            if self._labelled.vectors is not None and not self.pictures:
+                other, look = wanted[0].region, wanted[0].look
                 raise ConfigError(
                     f"{self._labelled.source}: no pictures, and the vectors there are of whole people",
-                    got=f"a look at {other[0].region}, {other[0].look}",
+                    got=f"a look at {other} with square={look.square}, margin={look.margin:g}, flip={look.flip}",
                     remedy="label pictures of people to try this",
                 )
-            self._vectors[plain], self._ms[plain] = self._labelled.vectors, 0.0
-        elif wanted:
             self._encode(wanted)
         return {view.region: self._vectors[view] for view in asked}
 

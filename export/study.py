@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,13 @@ class Study:
             self._note(f"{name}: the bundle does not ask it")
         for word in labelled.unseen_words:
             self._note(f"the map asks for {word!r}, which no picture has")
+        if not self._seen.pictures:  # then the vectors there are of whole people
+            for category in bundle.bank.categories:
+                if category.region != "whole" and category.name in labelled.labels:
+                    self._note(f"{category.name}: looks at the {category.region}, of which there is no picture")
+            whole = {category.name for category in bundle.bank.categories if category.region == "whole"}
+            labels = {name: options for name, options in labelled.labels.items() if name in whole}
+            self._labelled = replace(labelled, labels=labels)
 
     def evaluate(self, compare: Sequence[str], with_regions: bool, out: Path | None) -> None:
         """Judge the bundle's bank, and what `compare` asks for. Raises ConfigError, BundleError, CaptureError."""
@@ -68,7 +76,7 @@ class Study:
                 f"{self._labelled.source}: the bank was {fit.how} on all of these people: nobody is left to judge by",
                 remedy="calibrate with --everyone too, or by the labels of others",
             )
-        vectors = self._seen.vectors(views_of(bank))
+        vectors = self._seen.vectors(views_of(bank.only(self._labelled.labels)))
         new = calibrate(bank, self._labelled, learn, vectors, self._scale, coverage, self._note)
         if not everyone:
             self._tell(~learn, [*self._before(), Variant("calibrated", new)], out, shown=-1)
@@ -77,7 +85,7 @@ class Study:
     def adapt(self, everyone: bool, to: Path | None, out: Path | None) -> None:
         """The same for what labels say of the vectors."""
         bank, learn = self._bundle.bank, self._learners(everyone)
-        vectors = self._seen.vectors(views_of(bank))
+        vectors = self._seen.vectors(views_of(bank.only(self._labelled.labels)))
         new = adapt(bank, self._labelled, learn, vectors, self._scale, self._note)
         if not everyone:
             steps = self._bars.add_task(

@@ -167,7 +167,7 @@ def stages(title: str, frames: Sequence[Frame], bundle: Bundle, detector: Timed,
             match=MatchConfig(sensitive=tuple(category.name for category in bundle.bank.categories)),
         ),
     )
-    reporter = Reporter("bench", facts.seal(), top_k=3, crops=False)
+    reporter = Reporter("bench", facts.seal(), facts.files[IMAGE], top_k=3, crops=False)
     target = " (target: under 5 %)" if title.startswith("YOLOv4-416") else ""  # set for the models of full size
     outside, people = [], 0
     with (

@@ -513,7 +513,7 @@ def test_peta_is_read_as_a_recount_reads_it() -> None:
 
 def test_what_a_box_guessed_is_no_label(tmp_path: Path) -> None:
     text = "image,person,headwear,headwear guess,colour guess\na.png,p,,hat,red\nb.png,q,hat,no hat,red\n"
-    (tmp_path / CSV).write_text(text, encoding="utf-8")
+    (tmp_path / "labels.csv").write_text(text, encoding="utf-8")
     for name in "ab":
         (tmp_path / f"{name}.png").touch()
     read = read_labels(tmp_path, [HEADWEAR], None)

@@ -351,7 +351,7 @@ def test_the_end_of_the_source_ends_the_tracks_of_each_camera(bundle_folder: Pat
     for one in left:
         assert one.told
         assert len(one.people) == len(one.matches) == len(one.vectors) == one.skipped == 0
-        event = events.decode(events.encode(Reporter("box", "b", 3, crops=True).event(events.Stamp(1, 2), one)))
+        event = events.decode(events.encode(Reporter("box", "b", "e", 3, crops=True).event(events.Stamp(1, 2), one)))
         assert [track.frames for track in event.header.ended] == [3] * len(one.ended)
         assert event.header.people == ()
     assert stage.describer.finish() == []
@@ -611,7 +611,7 @@ PEOPLE = (Someone(100, colour=RED), Someone(300, colour=GREEN, score=0.8), Someo
 def test_embeddings_and_crops_are_those_of_the_people_told_of(news: list[int] | None, crops: bool) -> None:
     rows = np.eye(3, 4, dtype=F32)
     described = described_of(PEOPLE, news, rows)
-    event = Reporter("box", "sum", 2, crops).event(events.Stamp(5, 6, ("a notice",)), described)
+    event = Reporter("box", "sum", "e", 2, crops).event(events.Stamp(5, 6, ("a notice",)), described)
     told = [0, 1, 2] if news is None else news
     assert [person.track for person in event.header.people] == [11 + i for i in told]
     assert [person.looks for person in event.header.people] == [1 + i for i in told]
@@ -634,7 +634,7 @@ def test_embeddings_and_crops_are_those_of_the_people_told_of(news: list[int] | 
 
 def test_support_is_rounded_and_unknown_is_said_only_where_it_is_true() -> None:
     one = described_of(PEOPLE[:1], None, np.eye(1, 4, dtype=F32))
-    reporter = Reporter("box", "sum", 2, crops=False)
+    reporter = Reporter("box", "sum", "e", 2, crops=False)
     (answer,) = reporter.event(events.Stamp(0, 0), one).header.people[0].answers
     assert (answer.support, answer.unknown, len(answer.top)) == (0.6667, None, 2)
     careful = replace(one, matches=Matches((replace(SLEEVE, threshold=0.6),), one.matches.probabilities))
@@ -644,7 +644,7 @@ def test_support_is_rounded_and_unknown_is_said_only_where_it_is_true() -> None:
 
 
 def test_an_ended_tracks_times_are_those_of_its_events(bundle_folder: Path) -> None:
-    stage, reporter = Stage(bundle_folder), Reporter("box", "sum", 2, crops=False)
+    stage, reporter = Stage(bundle_folder), Reporter("box", "sum", "e", 2, crops=False)
     seen = [stage.one(n, Someone(300), at=(n + 1) / 7) for n in range(5)]
     (left,) = stage.describer.finish()
     heads = [reporter.event(events.Stamp(0, 0), one).header for one in (*seen, left)]
@@ -680,7 +680,7 @@ def played(
     def send(make: Callable[[events.Stamp], events.Event]) -> None:
         sent.append(make(events.Stamp(0, len(sent))))
 
-    reporter = Reporter("box", "sum", 3, crops=False)
+    reporter = Reporter("box", "sum", "e", 3, crops=False)
     run(Reel(batches), stage.describer, reporter, send, threading.Event(), seen.append, max_frames)  # type: ignore[arg-type]
     return sent, len(seen)
 

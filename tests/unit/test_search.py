@@ -13,7 +13,7 @@ import pytest
 
 from collector.search import Asked, ask_store, report_asked
 from collector.store import Store
-from edge.bundle import Bundle, PromptBank
+from edge.bundle import IMAGE, Bundle, PromptBank
 from edge.errors import ConfigError
 from edge.events import Event
 from edge.values import Category
@@ -109,8 +109,18 @@ def test_nobody_and_one(store: Store) -> None:
 
 def test_only_people_of_this_encoder_can_be_asked(store: Store) -> None:
     add(store, seen(0, person(), person(), bundle="another", dim=DIM))
-    with pytest.raises(ConfigError, match=f"events of bundle {SEAL[:12]}, got 2 people of others; name the bundle"):
+    with pytest.raises(
+        ConfigError, match=f"events of encoder {manifest().files[IMAGE][:12]}, got 2 people of others; name the bundle"
+    ):
         ask_store(store, bundle(BAG), None, ())
+
+
+def test_a_bundle_built_anew_asks_the_people_of_its_encoder_still(store: Store) -> None:
+    """New words or another detector are another bundle; what the embeddings are is the image encoder's."""
+    one = seen(0, person(), bundle="built before", dim=DIM)
+    header = one.header.model_copy(update={"encoder": manifest().files[IMAGE]})
+    add(store, Event(header, one.embeddings, one.crops))
+    assert ask_store(store, bundle(BAG), None, ()).people == 1
 
 
 def test_what_may_not_or_cannot_be_asked_is_left_out_with_the_reason(store: Store) -> None:
@@ -144,7 +154,7 @@ def test_it_is_told_to_people_and_to_programs(store: Store, capsys: pytest.Captu
     report_asked(asked, as_json=False)
     lines = capsys.readouterr().out.splitlines()
     assert lines[:4] == [
-        "1 people asked, 1 more of another bundle",
+        "1 people asked, 1 more of another encoder",
         "left out: age: " + asked.left_out[0][1],
         "",
         "hat",
@@ -154,7 +164,7 @@ def test_it_is_told_to_people_and_to_programs(store: Store, capsys: pytest.Captu
     assert f"      {percent:>3} %  box/d?[2J  2023-11-14T22:13:20.000+00:00  box 1 2 30 40" in lines
     assert sum("0.0 %" in line for line in lines) == 3, "and the others are there with nobody"
     answer = told(asked, capsys)
-    assert (answer["people"], answer["other_bundles"], answer["left_out"][0]["category"]) == (1, 1, "age")
+    assert (answer["people"], answer["other_encoders"], answer["left_out"][0]["category"]) == (1, 1, "age")
     (hat,) = answer["categories"]
     assert (hat["category"], hat["question"], hat["unknown"]) == ("hat", HAT.question, 0)
     (option,) = (option for option in hat["options"] if option["people"])
