@@ -15,7 +15,8 @@ from collector.people import Keys, Sighting
 from collector.report import utc
 from collector.stats import harmless
 from collector.store import Store
-from edge.bundle import IMAGE, Bundle, PromptBank
+from edge.bank import PromptBank
+from edge.bundle import IMAGE, Bundle
 from edge.errors import ConfigError
 from edge.match import match
 from edge.values import Category, Floats, columns_of

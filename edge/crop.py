@@ -5,8 +5,9 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from edge.bank import Look
 from edge.boxes import iou
-from edge.bundle import EncoderFacts, Look
+from edge.bundle import EncoderFacts
 from edge.values import Detections, Floats, Frame, Image, Region
 
 # Of an upright person's box: where each region begins and ends, as shares of its height.

@@ -13,8 +13,9 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from edge.bank import PromptBank
 from edge.boxes import area
-from edge.bundle import PROMPTS, Bundle, PromptBank
+from edge.bundle import PROMPTS, Bundle
 from edge.config import DescribeConfig, TrackConfig
 from edge.crop import crops_of, qualities_of
 from edge.detect import Detector

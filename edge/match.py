@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from edge.bundle import PromptBank
+from edge.bank import PromptBank
 from edge.values import Floats, Matches, Region, columns_of
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.optimize import minimize
 
-from edge.bundle import Fit, PromptBank
+from edge.bank import Fit, PromptBank
 from edge.values import Floats, columns_of
 from export.calibrate import uncalibrated
 from export.metrics import Reals, Truth

@@ -14,6 +14,7 @@ from pathlib import Path
 import onnx
 
 from edge.backend import open_session
+from edge.bank import PromptBank
 from edge.bundle import (
     DETECTOR,
     GOLDEN,
@@ -25,7 +26,6 @@ from edge.bundle import (
     EncoderFacts,
     Manifest,
     Precision,
-    PromptBank,
     open_bundle,
     sha256_of,
 )

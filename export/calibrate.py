@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.optimize import minimize
 
-from edge.bundle import Fit, PromptBank
+from edge.bank import Fit, PromptBank
 from edge.values import Category, Floats
 from export.metrics import Reals, Truth, threshold_for
 

@@ -11,7 +11,8 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.bundle import MAX_MARGIN, MIN_MARGIN, Bundle, Fit, Look, PromptBank, SquareMode
+from edge.bank import MAX_MARGIN, MIN_MARGIN, Fit, Look, PromptBank, SquareMode
+from edge.bundle import Bundle
 from edge.errors import ConfigError
 from edge.match import match
 from edge.values import Category, Floats, Region, columns_of

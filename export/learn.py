@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.bundle import Fit, PromptBank
+from edge.bank import Fit, PromptBank
 from edge.errors import ConfigError
 from edge.values import Category, Floats, Region, columns_of
 from export.adapt import Directions, adapted, directions_of, vectors_from

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.backend import open_session
-from edge.bundle import IMAGE, Bundle, Look
+from edge.bank import Look
+from edge.bundle import IMAGE, Bundle
 from edge.crop import crops_of
 from edge.encode import MAX_BATCH, Encoder
 from edge.errors import ConfigError

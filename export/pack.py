@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from edge.bundle import MANIFEST, PROMPTS, Bundle, Manifest, PromptBank, open_bundle
+from edge.bank import PromptBank
+from edge.bundle import MANIFEST, PROMPTS, Bundle, Manifest, open_bundle
 from edge.errors import ConfigError
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h

@@ -10,18 +10,8 @@ import numpy as np
 from pydantic import Field
 
 from edge.backend import Session, open_session
-from edge.bundle import (
-    IMAGE,
-    MAX_MARGIN,
-    MIN_MARGIN,
-    TEXT,
-    VOCABULARY,
-    Bundle,
-    EncoderFacts,
-    Look,
-    PromptBank,
-    SquareMode,
-)
+from edge.bank import MAX_MARGIN, MIN_MARGIN, Look, PromptBank, SquareMode
+from edge.bundle import IMAGE, TEXT, VOCABULARY, Bundle, EncoderFacts
 from edge.config import Settings, read_toml, repeated
 from edge.errors import ConfigError, LookoutError
 from edge.values import Category, Floats, Region

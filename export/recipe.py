@@ -8,7 +8,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from edge.bundle import Channel, Precision, ResizeMode, SquareMode
+from edge.bank import SquareMode
+from edge.bundle import Channel, Precision, ResizeMode
 from edge.config import Settings, read_toml
 from edge.detect import PERSON
 from edge.errors import ConfigError

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.text import Text
 
-from edge.bundle import Bundle, PromptBank
+from edge.bank import PromptBank
+from edge.bundle import Bundle
 from edge.errors import ConfigError
 from export.calibrate import uncalibrated
 from export.evaluate import (

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from collector.sinks import Item
 from edge.backend import TensorSpec
+from edge.bank import PromptBank
 from edge.bundle import (
     DETECTOR,
     GOLDEN,
@@ -24,7 +25,6 @@ from edge.bundle import (
     DetectorFacts,
     EncoderFacts,
     Manifest,
-    PromptBank,
 )
 from edge.errors import BackendError
 from edge.events import Event, encode

@@ -15,7 +15,7 @@ PACKAGES = ("edge", "export", "collector")
 
 # what all stages speak of; boxes, images: pure functions; failpoints: where tests kill a process
 WORDS = frozenset({"errors", "values", "boxes", "images", "failpoints"})
-CONTRACTS = frozenset({"bundle", "events", "config", "protocol"})
+CONTRACTS = frozenset({"bank", "bundle", "events", "config", "protocol"})
 DELIVERY = frozenset(
     {"keys", "link", "records", "wal", "leaves", "aside", "journal", "shelf", "spool"}
 )  # what publish is made of
@@ -46,6 +46,7 @@ EDGE: dict[str, frozenset[str]] = {
     "images": frozenset({"errors", "values"}),
     "failpoints": frozenset(),
     **dict.fromkeys(CONTRACTS, WORDS),
+    "bundle": WORDS | {"bank"},
     "commands": frozenset({"errors"}),
     "backend": WORDS | {"bundle"} | DEVICES,
     **dict.fromkeys(DEVICES, WORDS | {"bundle", "backend"}),
@@ -67,7 +68,7 @@ EDGE: dict[str, frozenset[str]] = {
 }
 EXPORT = WORDS | CONTRACTS | DEVICES | {"backend", "commands", "detect", "crop", "encode", "match", "golden"}
 # link and publish: a store that is sent on to another collector
-COLLECTOR = WORDS | {"events", "protocol", "keys", "link", "publish", "bundle", "commands", "match"}
+COLLECTOR = WORDS | {"events", "protocol", "keys", "link", "publish", "bank", "bundle", "commands", "match"}
 
 # the one import between export and collector, deferred: how words become vectors is written once
 ACROSS = {"collector.search": "export.prompts"}

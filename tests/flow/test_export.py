@@ -16,7 +16,8 @@ import onnxruntime
 import pytest
 
 from edge.backend import open_session
-from edge.bundle import PromptBank, open_bundle
+from edge.bank import PromptBank
+from edge.bundle import open_bundle
 from edge.config import DetectConfig
 from edge.crop import crops_of
 from edge.detect import Detector

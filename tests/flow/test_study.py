@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 import pytest
 
-from edge.bundle import PROMPTS, Bundle, PromptBank, open_bundle
+from edge.bank import PromptBank
+from edge.bundle import PROMPTS, Bundle, open_bundle
 from edge.describe import Words
 from edge.values import Floats, Region
 from export.evaluate import Score, Variant, accuracy_at, score, views_of

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from edge.bundle import MAX_LENGTH, Fit, PromptBank
+from edge.bank import MAX_LENGTH, Fit, PromptBank
 from edge.values import Floats
 from export.adapt import FLOOR, PULL, Directions, adapted, directions_of, vectors_from
 from export.calibrate import Calibration, calibrated

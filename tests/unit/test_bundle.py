@@ -16,21 +16,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge.bank import MEND_BANK, SEAL, Fit, Look, PromptBank
 from edge.bundle import (
     DETECTOR,
     GOLDEN,
     IMAGE,
     MANIFEST,
     MEND,
-    MEND_BANK,
     PROMPTS,
-    SEAL,
     TEXT,
     VOCABULARY,
-    Fit,
-    Look,
     Manifest,
-    PromptBank,
     open_bundle,
     sha256_of,
 )

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edge.bundle import Fit, PromptBank
+from edge.bank import Fit, PromptBank
 from edge.match import match
 from edge.values import Category
 from export.calibrate import PULL, Calibration, calibrated, calibration_from, uncalibrated

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edge.bundle import EncoderFacts, Look, SquareMode
+from edge.bank import Look, SquareMode
+from edge.bundle import EncoderFacts
 from edge.crop import REGIONS, crops_of, cut, qualities_of, regions_of, resized, to_square
 from edge.values import Detections, Frame, Image, Region
 from tests.fakes import ENCODER_FACTS, frame

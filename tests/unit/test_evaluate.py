@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edge.bundle import PROMPTS, Bundle, Fit, Look, PromptBank, open_bundle
+from edge.bank import Fit, Look, PromptBank
+from edge.bundle import PROMPTS, Bundle, open_bundle
 from edge.errors import BundleError, ConfigError
 from edge.match import match
 from edge.values import Category, Floats, Region

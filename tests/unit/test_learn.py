@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.bundle import PromptBank
+from edge.bank import PromptBank
 from edge.errors import ConfigError
 from edge.values import Category, Floats, Region
 from export.adapt import directions_of, vectors_from

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from edge.bundle import PromptBank
+from edge.bank import PromptBank
 from edge.match import match, softmax
 from edge.values import Category, Region
 from tests.fakes import ENCODER_FACTS, bank, unit_rows

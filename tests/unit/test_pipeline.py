@@ -15,7 +15,8 @@ import pytest
 from numpy.typing import NDArray
 
 from edge import events
-from edge.bundle import PROMPTS, Look, PromptBank, open_bundle
+from edge.bank import Look, PromptBank
+from edge.bundle import PROMPTS, open_bundle
 from edge.config import CropConfig, DescribeConfig, MatchConfig, TrackConfig
 from edge.crop import crops_of, cut
 from edge.describe import Described, Describer, largest, tall_enough

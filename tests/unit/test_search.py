@@ -13,7 +13,8 @@ import pytest
 
 from collector.search import Asked, ask_store, report_asked
 from collector.store import Store
-from edge.bundle import IMAGE, Bundle, PromptBank
+from edge.bank import PromptBank
+from edge.bundle import IMAGE, Bundle
 from edge.errors import ConfigError
 from edge.events import Event
 from edge.values import Category
