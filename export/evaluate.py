@@ -17,7 +17,7 @@ from edge.errors import ConfigError
 from edge.match import match
 from edge.values import Category, Floats, Region, columns_of
 from export.labels import LabelledSet
-from export.learn import Mask, Sample, sample_of
+from export.learn import Mask, Sample, came_from, sample_of
 from export.looks import Seen, View
 from export.metrics import (
     COVERAGES,
@@ -257,8 +257,8 @@ def people_judged(labelled: LabelledSet, variants: Sequence[Variant], both_halve
 
 
 def learned_from_all(bank: PromptBank, labelled: LabelledSet) -> Fit | None:
-    """What the bank learned from all people of this very set, so that nobody there can judge it."""
-    return next((fit for fit in bank.fits if fit.everyone and fit.sha256 == labelled.sha256), None)
+    """What the bank learned from all people of this set, so that nobody there can judge it."""
+    return next((fit for fit in bank.fits if fit.everyone and came_from(fit, labelled)), None)
 
 
 def people_of(labelled: LabelledSet, keep: Mask) -> int:

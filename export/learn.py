@@ -64,7 +64,7 @@ def calibrate(
     ConfigError where no category has labels of two options.
     """
     plain, found = uncalibrated(bank), dict[str, Calibration]()
-    again = next((fit for fit in bank.fits if fit.how == "adapted" and fit.sha256 == labelled.sha256), None)
+    again = next((fit for fit in bank.fits if fit.how == "adapted" and came_from(fit, labelled)), None)
     if again:
         note(f"{again.labels} adapted this bank: each person is judged by vectors adapted without them")
     for category, columns in columns_of(plain.categories):
@@ -97,6 +97,11 @@ def adapt(
         if missing := [name for i, name in enumerate(category.options) if i not in sample.truth]:
             note(f"{category.name}: no label says {', '.join(missing)}: the words alone do")
     return adapted(bank, found, _fit("adapted", labelled, keep, found))
+
+
+def came_from(fit: Fit, labelled: LabelledSet) -> bool:
+    """Whether a bank learned from this set, or from one of its name, which has gained or changed labels since."""
+    return labelled.sha256 == fit.sha256 or labelled.source.name == fit.labels
 
 
 def too_few(category: Category, sample: Sample, note: Note) -> bool:

@@ -134,7 +134,9 @@ def test_an_adapted_bank_is_calibrated_on_people_who_did_not_adapt_it() -> None:
     taken_in = calibrate(by_heart, labelled, keep, vectors, SCALE, 0.8, quiet).categories[0]
     assert said == ["the set adapted this bank: each person is judged by vectors adapted without them"]
     assert fair.temperature > 2 * taken_in.temperature
-    others = replace(labelled, sha256="6" * 64)
+    more = replace(labelled, sha256="6" * 64)
+    assert calibrate(taught_by_these, more, keep, vectors, SCALE, 0.8, quiet).categories[0] == fair, "it has its name"
+    others = replace(more, source=Path("others"))
     as_others = calibrate(taught_by_these, others, keep, vectors, SCALE, 0.8, quiet).categories[0]
     assert as_others.temperature == taken_in.temperature, "other people may judge it as it is"
 
