@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edge.bank import MEND_BANK, PromptBank, SquareMode
@@ -140,9 +141,10 @@ class Bundle:
         return bank
 
 
-def open_bundle(path: Path) -> Bundle:
+def open_bundle(path: Path, *, words: bool = True) -> Bundle:
     """Open engines/<name>/ after checking the manifest's seal, every file's sha256, and the bank.
 
+    words: False leaves the bank aside, for it to be made anew whatever lies there, and gives one without categories.
     Raises BundleError: not a bundle, a missing or damaged file, a bank made for another encoder.
     """
     if not path.is_dir():
@@ -158,6 +160,9 @@ def open_bundle(path: Path) -> Bundle:
             raise BundleError(f"{path / name}: {error.strerror}", remedy=MEND) from error
         if got != wanted:
             raise BundleError(f"{path / name}: damaged", expected=f"sha256 {wanted}", got=got, remedy=MEND)
+    if not words:
+        nothing = np.zeros((0, manifest.encoder.dim), np.float32)
+        return Bundle(path, manifest, PromptBank((), nothing, manifest.files[TEXT], manifest.files[IMAGE], ""))
     bank = PromptBank.read(path / PROMPTS)
     _check_bank(path / PROMPTS, bank, manifest)
     return Bundle(path, manifest, bank)

@@ -70,8 +70,9 @@ def run(config: Path, max_frames: int | None, picture: Path | None) -> None:
     facts = bundle.manifest
     reporter = Reporter(chosen.device, facts.seal(), facts.files[IMAGE], chosen.match.top_k, chosen.publish.crops)
     keys = publish_keys(chosen.publish)
+    apart = [camera.name for camera in chosen.camera if Path(camera.source).is_dir()]
     with (
-        _describer(bundle, chosen, chosen.runtime) as describer,
+        _describer(bundle, chosen, chosen.runtime, apart) as describer,
         _outlet(chosen, keys) as outlet,
         Cameras(chosen.camera) as cameras,
     ):
@@ -203,13 +204,15 @@ def _sessions(bundle: Bundle, runtime: RuntimeConfig) -> Iterator[tuple[Session,
 
 
 @contextmanager
-def _describer(bundle: Bundle, config: DescribeConfig, runtime: RuntimeConfig) -> Iterator[Describer]:
+def _describer(
+    bundle: Bundle, config: DescribeConfig, runtime: RuntimeConfig, apart: Sequence[str] = ()
+) -> Iterator[Describer]:
     """Everything between capture and publish, after the self-test: a box that fails it does not serve."""
     with _sessions(bundle, runtime) as (detector, encoder):
         _tested(bundle, detector, encoder)
         facts, low = bundle.manifest, config.track.low if config.track.enabled else None
         finder = Detector(detector, facts.detector, config.detect, low)
-        yield Describer(bundle, finder, Encoder(encoder, facts.encoder), config)
+        yield Describer(bundle, finder, Encoder(encoder, facts.encoder), config, apart)
 
 
 @contextmanager

@@ -24,6 +24,7 @@ Overlap = Literal["nms", "merge"]
 Transport = Literal["acknowledged", "push"]
 Fsync = Literal["event", "interval", "never"]
 Telling = Literal["every-frame", "changes"]
+MOVED = {"crop.margin": "it is [look] margin of the prompt file since 0.3"}  # keys that were, and where they went
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -55,7 +56,9 @@ class DetectConfig(Settings):
 class TrackConfig(Settings):
     """[track]: who is who from frame to frame."""
 
-    enabled: bool = Field(default=True, description="false describes every frame for itself")
+    enabled: bool = Field(
+        default=True, description="false describes every frame for itself, as those of a folder of images always are"
+    )
     low: Fraction = Field(
         default=0.3,
         description="a box with a score above it may continue a track, though only a person above detect.threshold "
@@ -78,7 +81,7 @@ class TrackConfig(Settings):
         description="frames a track is seen in before it is waited for; until then it chooses last",
     )
     look_every: int = Field(
-        default=6,
+        default=10,
         ge=1,
         description="frames after which a person is encoded again; one who has come closer or is clearly better to see "
         "is at once",
@@ -97,7 +100,7 @@ class CropConfig(Settings):
         default=24, ge=1, description="px of the source frame; smaller people are counted, not described"
     )
     max_per_frame: int = Field(
-        default=64,
+        default=32,
         ge=1,
         description="people encoded of one frame, new and large ones first; the others are counted as skipped, so that "
         "a crowd does not hold up the box",
@@ -290,6 +293,7 @@ def _config_error(path: Path, model: type[Settings], error: ValidationError) -> 
         known = sorted(_fields_at(model, first["loc"][:-1]))
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
         guess = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+        guess = MOVED.get(key, guess)
         return ConfigError(f"{path}: {key}: unknown key{more}", remedy=guess)
     if first["type"] == "missing":
         return ConfigError(f"{path}: {key}: missing{more}")

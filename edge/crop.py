@@ -19,7 +19,7 @@ REGIONS: dict[Region, tuple[float, float]] = {
     "feet": (0.75, 1.0),
 }
 
-FULL_HEIGHT = 160.0  # px; encoders see 128 to 224, and more of a person adds little
+FULL_HEIGHT = 160  # px; encoders see 128 to 224, and more of a person adds little
 SHARP = 200.0  # variance of the Laplacian, grey levels², at which a crop counts half
 BORDER = 2.0  # px; a box that ends there may go on
 
@@ -52,7 +52,10 @@ def qualities_of(frame: Frame, people: Detections) -> Floats:
     qualities = np.zeros(len(people), np.float32)
     for i, box in enumerate(people.boxes):
         height = min(float(box[3] - box[1]) / FULL_HEIGHT, 1)
-        grey = cv2.cvtColor(cut(frame.image, box), cv2.COLOR_BGR2GRAY)
+        person = cut(frame.image, box)
+        if person.shape[0] > FULL_HEIGHT:  # near and far are then measured alike, and a crowd up close costs no more
+            person = resized(person, max(1, round(person.shape[1] * FULL_HEIGHT / person.shape[0])), FULL_HEIGHT)
+        grey = cv2.cvtColor(person, cv2.COLOR_BGR2GRAY)
         variance = float(cv2.Laplacian(grey, cv2.CV_32F).var())
         others = np.delete(people.boxes, i, axis=0)
         free = 1 - float(iou(box, others).max(initial=0))
@@ -90,8 +93,8 @@ def to_square(crop: Image, facts: EncoderFacts) -> Image:
             top, left = (height - edge) // 2, (width - edge) // 2
             return resized(crop[top : top + edge, left : left + edge], facts.size, facts.size)
         case "pad":
-            scale = facts.size / max(height, width)
-            inner_w, inner_h = max(1, round(width * scale)), max(1, round(height * scale))
+            longest = max(height, width)
+            inner_w, inner_h = (max(1, round(facts.size * edge / longest)) for edge in (width, height))
             left, top = (facts.size - inner_w) // 2, (facts.size - inner_h) // 2
             square = np.empty((facts.size, facts.size, 3), np.uint8)
             square[:] = facts.fill_bgr

@@ -104,7 +104,7 @@ class _View:
     """A frame whose people are found and not described yet.
 
     people: those tall enough. tracks: (n,) who they are. looked: (k,) indices of those to encode, whose crops have
-    these qualities (n,). small: how many were not tall enough.
+    these qualities (n,). small: how many were not tall enough. Where nobody is followed, tracks and qualities are 0.
     """
 
     frame: Frame
@@ -122,6 +122,7 @@ class _Camera:
     def __init__(self, config: TrackConfig, threshold: float) -> None:
         self.tracker = Tracker(config, threshold)
         self.identities = Identities(config.look_every)
+        self.frames = 0  # that came this far: the camera's own number counts those dropped, too
         self.last: Frame | None = None
 
     def known(self, ended: Sequence[Ended]) -> tuple[Ended, ...]:
@@ -133,14 +134,23 @@ class _Camera:
 class Describer:
     """Frames to people in words: every stage between capture and publish.
 
-    detector: with track.low, where people are followed.
+    detector: with track.low, where people are followed. apart: names of cameras whose pictures have nothing to do with
+    each other, so that nobody is followed.
     """
 
-    def __init__(self, bundle: Bundle, detector: Detector, encoder: Encoder, config: DescribeConfig) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        detector: Detector,
+        encoder: Encoder,
+        config: DescribeConfig,
+        apart: Collection[str] = (),
+    ) -> None:
         self._facts = bundle.manifest.encoder
         self._words = Words(bundle, config.match.sensitive)
         self._detector, self._encoder, self._config = detector, encoder, config
         self._cameras: dict[str, _Camera] = {}
+        self._apart = frozenset(apart)
         self._bank = self._words.permitted
         self.timings = Timings()
         self.encoded = 0  # crops
@@ -181,29 +191,32 @@ class Describer:
             ended = camera.known(camera.tracker.finish())
             if ended and camera.last is not None:
                 matches, bank = match(nobody, self._bank, self._facts.logit_scale), self._words.bank.sha256
-                people, no_one = Detections.empty(), np.zeros(0, np.int64)
-                left.append(
-                    Described(camera.last, people, nobody["whole"], matches, 0, bank, no_one, no_one, ended, no_one[:0])
-                )
+                people, ids = Detections.empty(), np.zeros(0, np.int64)
+                news = np.zeros(0, np.intp)
+                left.append(Described(camera.last, people, nobody["whole"], matches, 0, bank, ids, ids, ended, news))
         return left
 
     def _view(self, frame: Frame, found: Detections) -> _View:
         """Who is there, and who of them is to be encoded."""
         config, limit = self._config, self._config.crop.max_per_frame
-        if not config.track.enabled:
+        if not self._followed(frame):
+            found = found[found.scores > config.detect.threshold]
             people = found[tall_enough(found, config.crop.min_height)]
             looked = largest(people, limit)
             small = len(found) - len(people)
-            return _View(frame, people, np.zeros(len(people), np.int64), looked, people.scores, small, ())
+            return _View(frame, people, np.zeros(len(people), np.int64), looked, 0 * people.scores, small, ())
         camera = self._camera(frame.camera)
-        camera.last = frame
+        camera.last, camera.frames = frame, camera.frames + 1
         tracks = camera.tracker.update(found, frame.captured_at)
         tall = tall_enough(tracks.people, config.crop.min_height)
         people, ids = tracks.people[tall], tracks.ids[tall]
         qualities = qualities_of(frame, people)
-        due = camera.identities.due(ids, area(people.boxes), qualities, frame.number)
+        due = camera.identities.due(ids, area(people.boxes), qualities, camera.frames)
         clear = people.scores[due] > config.detect.threshold  # a box of low score shows who is where, and little else
         return _View(frame, people, ids, due[clear][:limit], qualities, int((~tall).sum()), camera.known(tracks.ended))
+
+    def _followed(self, frame: Frame) -> bool:
+        return self._config.track.enabled and frame.camera not in self._apart
 
     def _camera(self, name: str) -> _Camera:
         if name not in self._cameras:
@@ -219,21 +232,20 @@ class Describer:
         """vectors: of those looked at."""
         frame, people, bank = view.frame, view.people, self._words.bank.sha256
         matches = match(vectors, self._bank, self._facts.logit_scale)
-        if not self._config.track.enabled:
+        if not self._followed(frame):
             skipped = view.small + len(people) - len(view.looked)
             return Described(frame, people[view.looked], vectors["whole"], matches, skipped, bank)
-        identities, looked = self._camera(frame.camera).identities, view.looked
-        sizes = area(people.boxes)
-        identities.look(
-            view.tracks[looked], sizes[looked], view.qualities[looked], frame.number, vectors["whole"], matches
-        )
+        camera, looked = self._camera(frame.camera), view.looked
+        identities, sizes = camera.identities, area(people.boxes)
+        identities.look(view.tracks[looked], sizes[looked], view.qualities[looked], camera.frames, vectors, matches)
         known = np.flatnonzero(identities.looks(view.tracks))
         tracks = view.tracks[known]
-        means, said = identities.said(tracks, self._bank.categories, self._facts.dim)
+        means = identities.means(tracks, self._bank.regions, self._facts.dim)
+        said = identities.supported(tracks, match(means, self._bank, self._facts.logit_scale))
         return Described(
             frame,
             people[known],
-            means,
+            means["whole"],
             said,
             view.small + len(people) - len(known),
             bank,

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.values import Category, Floats, Matches, columns_of
+from edge.values import Floats, Matches, Region, columns_of
 
 GROWN = 1.5  # times the largest area so far: closer to the camera there is more to see
 BETTER = 1.5  # times the best quality so far
+_NEW, _BETTER, _LATE, _NOT_YET = range(4)  # why somebody is looked at, the most pressing first
 
 Indices = NDArray[np.intp]
 Ids = NDArray[np.int64]
@@ -21,8 +22,7 @@ Ids = NDArray[np.int64]
 class _Known:
     """One track. frame: of the last look. Sums over the looks, weighted by quality, in float64: they may be many."""
 
-    vectors: NDArray[np.float64]  # (d,)
-    probabilities: NDArray[np.float64]  # (m,)
+    vectors: dict[Region, NDArray[np.float64]]  # (d,)
     votes: NDArray[np.float64]  # (m,)
     weight: float = 0.0
     looks: int = 0
@@ -55,53 +55,67 @@ class Identities:
             [self._rank(*one, frame) for one in zip(ids.tolist(), areas.tolist(), qualities.tolist(), strict=True)], int
         )
         order = np.lexsort((-areas, ranks))
-        return np.asarray(order[ranks[order] < _LATER], np.intp)
+        return np.asarray(order[ranks[order] < _NOT_YET], np.intp)
 
     def _rank(self, track: int, area: float, quality: float, frame: int) -> int:
         known = self._known.get(track)
         if known is None:
-            return 0
+            return _NEW
         if area > GROWN * known.area or quality > BETTER * known.quality:
-            return 1
-        return 2 if frame - known.frame >= self._every else _LATER
+            return _BETTER
+        return _LATE if frame - known.frame >= self._every else _NOT_YET
 
-    def look(self, ids: Ids, areas: Floats, qualities: Floats, frame: int, vectors: Floats, matches: Matches) -> None:
-        """Add one look at each of k tracks. vectors: (k, d) of the whole person. matches: of k people."""
+    def look(
+        self,
+        ids: Ids,
+        areas: Floats,
+        qualities: Floats,
+        frame: int,
+        vectors: Mapping[Region, Floats],
+        matches: Matches,
+    ) -> None:
+        """Add one look at each of k tracks. vectors: by region, (k, d). matches: what each look says by itself."""
         votes = _votes(matches)
         for i, track in enumerate(ids.tolist()):
             if track not in self._known:
-                width = votes.shape[1]
-                self._known[track] = _Known(np.zeros(vectors.shape[1]), np.zeros(width), np.zeros(width))
+                sums = {region: np.zeros(own.shape[1]) for region, own in vectors.items()}
+                self._known[track] = _Known(sums, np.zeros(votes.shape[1]))
                 self.met += track not in self._ever
                 self._ever.add(track)
             known = self._known[track]
             weight = max(float(qualities[i]), 1e-6)  # a bad look is better than none
             known.looks, known.frame, known.weight = known.looks + 1, frame, known.weight + weight
             known.area, known.quality = max(known.area, float(areas[i])), max(known.quality, weight)
-            known.vectors += weight * vectors[i]
-            known.probabilities += weight * matches.probabilities[i]
+            for region, own in vectors.items():
+                known.vectors[region] += weight * own[i]
             known.votes += weight * votes[i]
 
     def looks(self, ids: Ids) -> NDArray[np.int64]:
         """(n,) how often each was looked at."""
         return np.array([self._known[i].looks if i in self._known else 0 for i in ids.tolist()], np.int64)
 
-    def said(self, ids: Ids, categories: Sequence[Category], dim: int) -> tuple[Floats, Matches]:
-        """Of n tracks that were looked at: the mean of their vectors, (n, d) unit rows, and the consensus.
+    def means(self, ids: Ids, regions: Sequence[Region], dim: int) -> dict[Region, Floats]:
+        """Of n tracks that were looked at, by region: the mean of their vectors, weighted by quality, (n, d) unit rows.
 
-        A consensus is the mean of the looks' probabilities; its support the share of the looks that had its best
-        option as theirs. Both are weighted by quality.
+        What is said of a track is what its mean vector says, which is also what leaves the box: so a question asked
+        later, or a threshold fitted to stored vectors, finds what the box found.
         """
         known = [self._known[track] for track in ids.tolist()]
-        width = sum(len(category.options) for category in categories)
-        vectors = np.array([one.vectors / max(float(np.linalg.norm(one.vectors)), 1e-12) for one in known], np.float32)
-        shares = np.array([one.probabilities / one.weight for one in known], np.float32).reshape(len(known), width)
-        votes = np.array([one.votes / one.weight for one in known], np.float32).reshape(len(known), width)
-        support = np.zeros((len(known), len(categories)), np.float32)
-        for number, (_, columns) in enumerate(columns_of(categories)):
-            best = shares[:, columns].argmax(axis=1)
+        sums = {region: np.array([one.vectors[region] for one in known]).reshape(len(known), dim) for region in regions}
+        return {
+            region: (own / np.maximum(np.linalg.norm(own, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+            for region, own in sums.items()
+        }
+
+    def supported(self, ids: Ids, matches: Matches) -> Matches:
+        """The matches of n tracks with their support: the share of the looks, by quality, that said the best option."""
+        known = [self._known[track] for track in ids.tolist()]
+        votes = np.array([one.votes / one.weight for one in known], np.float32).reshape(matches.probabilities.shape)
+        support = np.zeros((len(known), len(matches.categories)), np.float32)
+        for number, (_, columns) in enumerate(columns_of(matches.categories)):
+            best = matches.probabilities[:, columns].argmax(axis=1)
             support[:, number] = np.minimum(votes[np.arange(len(known)), columns.start + best], 1)
-        return vectors.reshape(len(known), dim), Matches(tuple(categories), shares, support)
+        return replace(matches, support=support)
 
     def news(self, ids: Ids, matches: Matches) -> Indices:
         """Whose answers are not those told last time; from now on they are told. (k,) indices into `ids`."""
@@ -124,9 +138,6 @@ class Identities:
     def restart(self) -> None:
         """The words changed: nothing that was said in the old ones counts, and everybody is looked at again."""
         self._known.clear()
-
-
-_LATER = 3  # a rank
 
 
 def _votes(matches: Matches) -> Floats:

@@ -49,7 +49,7 @@ _TRACK = np.dtype(
 class Ended:
     """A track that will not come back.
 
-    frames: in how many it was seen. first_seen, last_seen: when the first and the last of them were captured, seconds.
+    frames: in how many it was seen. first_seen, last_seen: when the first was captured, and the latest, seconds.
     """
 
     track: int
@@ -132,7 +132,7 @@ class Tracker:
             tracks["motion"][seen], tracks["spread"][seen], boxes[old]
         )
         tracks["frames"][seen] += 1
-        tracks["last"][seen], tracks["seen"][seen] = seconds, self._now
+        tracks["last"][seen], tracks["seen"][seen] = np.maximum(tracks["last"][seen], seconds), self._now
         begun = self._begun(boxes[new], seconds)
         lost = (tracks["seen"] < self._now) & ~settled
         self._tracks = np.concatenate([tracks[~lost], begun])

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ from rich.text import Text
 
 from edge.bundle import IMAGE, TEXT, Precision, open_bundle
 from edge.commands import Commands
-from edge.errors import ConfigError
+from edge.errors import BundleError, ConfigError
 from export.build import build as build_bundle
 from export.checkpoint import read_checkpoint
 from export.clip import onnx_from_clip
@@ -70,9 +70,12 @@ def build(recipe: Path, engines: Path) -> None:
 )
 def prompts(file: Path, bundle: Path) -> None:
     """Embed the words of a prompt file again: the bundle's prompts.npz alone changes."""
-    opened = open_bundle(bundle)
+    opened = open_bundle(bundle, words=False)
     with alone(bundle.absolute().parent):
         bank = embed_prompts(file, opened)
+        with suppress(BundleError):  # what lies there may be damaged, or of another encoder: that is what this mends
+            for fit in opened.read_bank().fits:
+                click.echo(f"the bank before was {fit.how} on {fit.labels}; these are the words alone", err=True)
         replace_bank(opened, bank)
     click.echo(f"{bundle}: {len(bank.categories)} categories, {len(bank.vectors)} options, bank {bank.sha256[:12]}")
 

@@ -157,6 +157,22 @@ def test_prompts_change_the_bank_alone(mini: Path, tmp_path: Path) -> None:
     assert bank.categories[0].labels == ("赤", None)
 
 
+@pytest.mark.parametrize("there", [b"", b"garbage", None])
+def test_a_damaged_bank_is_mended_by_the_command_that_its_error_names(
+    mini: Path, tmp_path: Path, there: bytes | None
+) -> None:
+    shutil.copytree(mini, tmp_path / "mini")
+    bank = tmp_path / "mini/prompts.npz"
+    bank.unlink()
+    if there is not None:
+        bank.write_bytes(there)
+    words = ROOT / "prompts/person-mini.toml"
+    failed = command("edge", "selftest", "--bundle", tmp_path / "mini", code=72)
+    assert "run `python -m export prompts FILE --bundle DIR`" in failed.stderr
+    command("export", "prompts", words, "--bundle", tmp_path / "mini")
+    assert bank.read_bytes() == (mini / "prompts.npz").read_bytes()
+
+
 def _words(options: str) -> str:
     return f'[[category]]\nname = "top"\nquestion = "q"\noption = [{options}]\n'
 

@@ -161,6 +161,28 @@ def test_no_collector_costs_no_frame_and_no_event(mini: Path, video: Path, tmp_p
     assert rows(store, "SELECT count(*), count(DISTINCT epoch), max(seq) FROM events") == [(63, 3, 20)]
 
 
+def test_the_pictures_of_a_folder_have_nothing_to_do_with_each_other(mini: Path, tmp_path: Path) -> None:
+    """The same picture twice: with people followed, the second would be described by the first's looks."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        (folder / name).symlink_to(PICTURE)
+    store = tmp_path / "results.db"
+    with collecting(store) as (collector, address):
+        done = command("edge", "run", "--config", config(tmp_path, mini, folder, "linger_ms = 20000\n", address))
+        collector.send_signal(signal.SIGTERM)
+        collector.communicate(timeout=DEADLINE)
+    assert "tracks" not in done.stdout
+    events = [
+        json.loads(line) for line in command("collector", "export", store, "--format", "jsonl").stdout.splitlines()
+    ]
+    assert [event["ended"] for event in events] == [[], []]
+    first, second = (event["people"] for event in events)
+    assert first == second
+    assert len(first) >= 3
+    assert all("track" not in person and "looks" not in person for person in first)
+
+
 def test_a_killed_box_loses_nothing_that_it_had_seen(mini: Path, tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()

@@ -208,7 +208,7 @@ def test_windows_line_ends_and_byte_order_mark(path: Path) -> None:
         (GOOD + "[crop]\nmin_height = 24.0", ["crop.min_height: ", "valid integer", "got 24.0"]),
         (GOOD + "[crop]\nmin_height = 0", ["crop.min_height: ", "greater than or equal to 1", "got 0"]),
         (GOOD + "[crop]\nmax_per_frame = 0", ["crop.max_per_frame: ", "greater than or equal to 1"]),
-        (GOOD + "[crop]\nmargin = 0.1", ["crop.margin: unknown key", "known keys: max_per_frame, min_height"]),
+        (GOOD + "[crop]\nmargin = 0.1", ["crop.margin: unknown key", "[look] margin of the prompt file"]),
         (GOOD + "[match]\ntop_k = 0", ["match.top_k: ", "greater than or equal to 1"]),
         (GOOD + '[match]\nsensitive = "gender"', ["match.sensitive: ", "got 'gender'"]),
         (GOOD + "[match]\nsensitive = [1]", ["match.sensitive.0: ", "valid string", "got 1"]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -35,13 +35,26 @@ def matches(rows: Sequence[Sequence[float]], categories: tuple[Category, ...] = 
 
 
 def look(one: Identities, track: int, row: Sequence[float], frame: int = 0, quality: float = 0.5) -> None:
-    one.look(ids(track), floats(100), floats(quality), frame, unit_rows(1, DIM, frame), matches([row]))
+    one.look(ids(track), floats(100), floats(quality), frame, {"whole": unit_rows(1, DIM, frame)}, matches([row]))
 
 
-def told(one: Identities, *tracks: int, categories: tuple[Category, ...] = CATEGORIES) -> list[int]:
-    """The tracks that `news` names of these."""
-    _, said = one.said(ids(*tracks), categories, DIM)
-    return [tracks[i] for i in one.news(ids(*tracks), said).tolist()]
+def told(
+    one: Identities, said: Mapping[int, Sequence[float]], categories: tuple[Category, ...] = CATEGORIES
+) -> list[int]:
+    """The tracks that `news` names of these, of whom this is said now."""
+    tracks = list(said)
+    return [tracks[i] for i in one.news(ids(*tracks), matches(list(said.values()), categories)).tolist()]
+
+
+def whole(one: Identities, *tracks: int) -> NDArray[np.float32]:
+    return one.means(ids(*tracks), ("whole",), DIM)["whole"]
+
+
+def support(one: Identities, said: Mapping[int, Sequence[float]]) -> NDArray[np.float32]:
+    found = one.supported(ids(*said), matches(list(said.values())))
+    assert found.support is not None
+    assert (found.probabilities == matches(list(said.values())).probabilities).all()
+    return found.support
 
 
 LONG, SHORT = (0.8, 0.1, 0.1, 0.5, 0.5), (0.1, 0.8, 0.1, 0.5, 0.5)
@@ -54,7 +67,7 @@ def test_who_is_looked_at_and_in_which_order() -> None:
     """1 and 2 grew, 3 is better to see, 4 and 5 were looked at long ago, 6 was just now, 7 and 8 are new."""
     one = Identities(EVERY)
     for track, frame in ((1, 9), (2, 9), (3, 9), (4, 0), (5, 0), (6, 1)):
-        one.look(ids(track), floats(100), floats(0.4), frame, unit_rows(1, DIM), matches([LONG]))
+        one.look(ids(track), floats(100), floats(0.4), frame, {"whole": unit_rows(1, DIM)}, matches([LONG]))
     tracks = ids(6, 5, 4, 3, 2, 1, 7, 8)
     areas = floats(140, 100, 120, 90, 160, 200, 10, 20)
     qualities = floats(0.5, 0.4, 0.1, 0.7, 0.4, 0.4, 0.4, 0.4)
@@ -87,7 +100,7 @@ def test_when_a_look_is_worth_it(area: float, quality: float, frame: int, due: b
 def test_growth_and_quality_are_measured_by_the_best_look_so_far() -> None:
     one = Identities(100)
     for frame, (area, quality) in enumerate([(400, 0.2), (100, 0.6), (100, 0.1)]):
-        one.look(ids(1), floats(area), floats(quality), frame, unit_rows(1, DIM), matches([LONG]))
+        one.look(ids(1), floats(area), floats(quality), frame, {"whole": unit_rows(1, DIM)}, matches([LONG]))
     assert len(one.due(ids(1), floats(590), floats(0.89), 3)) == 0
     assert len(one.due(ids(1), floats(610), floats(0.1), 3)) == 1
     assert len(one.due(ids(1), floats(100), floats(0.91), 3)) == 1
@@ -107,11 +120,10 @@ def test_any_number_of_people(n: int) -> None:
     qualities, vectors = rng.random(n, F32), unit_rows(n, DIM)
     rows = np.tile(np.array(LONG, F32), (n, 1))
     assert areas[one.due(tracks, areas, qualities, 0)].tolist() == sorted(areas.tolist(), reverse=True)
-    one.look(tracks, areas, qualities, 0, vectors, matches(rows))
+    one.look(tracks, areas, qualities, 0, {"whole": vectors}, matches(rows))
     assert len(one.due(tracks, areas, qualities, 1)) == 0
-    means, said = one.said(tracks, CATEGORIES, DIM)
-    np.testing.assert_allclose(means, vectors, atol=1e-6)
-    np.testing.assert_allclose(said.probabilities, rows, atol=1e-6)
+    np.testing.assert_allclose(whole(one, *tracks.tolist()), vectors, atol=1e-6)
+    said = one.supported(tracks, matches(rows))
     assert said.support is not None
     assert said.support.shape == (n, 2)
     assert (said.support == 1).all()
@@ -127,9 +139,12 @@ def test_nobody_was_looked_at_before_the_first_look() -> None:
 
 def test_without_questions_people_are_still_known() -> None:
     one = Identities(EVERY)
-    one.look(ids(3), floats(9), floats(0.5), 0, unit_rows(1, DIM), Matches((), np.zeros((1, 0), F32)))
-    vectors, said = one.said(ids(3), (), DIM)
-    assert (vectors.shape, said.probabilities.shape) == ((1, DIM), (1, 0))
+    nothing = Matches((), np.zeros((1, 0), F32))
+    one.look(ids(3), floats(9), floats(0.5), 0, {"whole": unit_rows(1, DIM)}, nothing)
+    said = one.supported(ids(3), nothing)
+    assert whole(one, 3).shape == (1, DIM)
+    assert said.support is not None
+    assert said.support.shape == (1, 0)
     assert one.news(ids(3), said).tolist() == [0]
     assert one.news(ids(3), said).tolist() == []
 
@@ -166,11 +181,6 @@ class ByHand:
         ]
         return [i for rank, _, i in sorted(one for one in ranked if one[0] is not None)]
 
-    def shares(self, track: int) -> list[float]:
-        made = self.looks[track]
-        whole = math.fsum(one.weight for one in made)
-        return [math.fsum(one.weight * one.row[column] for one in made) / whole for column in range(OPTIONS)]
-
     def support(self, track: int, first: int, end: int, best: int) -> float:
         made = self.looks[track]
         own = [one.weight for one in made if max(range(first, end), key=lambda column: one.row[column]) == best]
@@ -198,7 +208,8 @@ def test_a_history_against_plain_loops(history: list[tuple[int, list[int], bool]
         due = due[:1] if pressed else due
         vectors, rows = unit_rows(len(due), DIM, frame), rng.random((len(due), OPTIONS)).astype(F32)
         before = [array.copy() for array in (tracks, areas, qualities, vectors, rows)]
-        one.look(tracks[due], areas[due], qualities[due], frame, vectors, matches(rows))
+        head = -vectors[:, ::-1]  # of another region
+        one.look(tracks[due], areas[due], qualities[due], frame, {"whole": vectors, "head": head}, matches(rows))
         for array, copy in zip((tracks, areas, qualities, vectors, rows), before, strict=True):
             assert (array == copy).all(), "inputs are never modified"
         for i, person in enumerate(due.tolist()):
@@ -209,18 +220,18 @@ def test_a_history_against_plain_loops(history: list[tuple[int, list[int], bool]
         assert one.looks(tracks).tolist() == [len(hand.looks.get(track, [])) for track in present]
         assert one.met == len(hand.looks)
         known = [track for track in present if track in hand.looks]
-        means, said = one.said(ids(*known), CATEGORIES, DIM)
-        assert means.dtype == said.probabilities.dtype == F32
+        means = one.means(ids(*known), ("whole", "head"), DIM)
+        now = rng.random((len(known), OPTIONS)).astype(F32)
+        said = one.supported(ids(*known), matches(now))
+        assert means["whole"].dtype == F32
         assert said.support is not None
         assert ((said.support >= 0) & (said.support <= 1)).all()
-        np.testing.assert_allclose(np.linalg.norm(means, axis=1), 1, atol=1e-5)
+        np.testing.assert_allclose(np.linalg.norm(means["whole"], axis=1), 1, atol=1e-5)
+        np.testing.assert_allclose(means["head"], -means["whole"][:, ::-1], atol=1e-5)
         for i, track in enumerate(known):
-            shares = hand.shares(track)
-            np.testing.assert_allclose(said.probabilities[i], shares, rtol=1e-5)
-            np.testing.assert_allclose(means[i], hand.vector(track), atol=1e-5)
+            np.testing.assert_allclose(means["whole"][i], hand.vector(track), atol=1e-5)
             for number, (first, end) in enumerate(((0, 3), (3, 5))):
-                best = first + int(said.probabilities[i, first:end].argmax())
-                assert shares[best] == pytest.approx(max(shares[first:end]), rel=1e-5)
+                best = first + int(now[i, first:end].argmax())
                 assert said.support[i, number] == pytest.approx(hand.support(track, first, end, best), abs=1e-5)
 
 
@@ -229,48 +240,40 @@ def test_a_good_look_outweighs_several_bad_ones() -> None:
     for frame in range(3):
         look(one, 1, SHORT, frame, quality=0.1)
     look(one, 1, LONG, 3, quality=0.9)
-    _, said = one.said(ids(1), CATEGORIES, DIM)
-    answer = said.answers(0, 1)[0]
-    assert answer.top[0].option == "long"
-    assert answer.top[0].probability == pytest.approx((0.9 * 0.8 + 0.3 * 0.1) / 1.2)
-    assert answer.support == pytest.approx(0.75)
+    assert support(one, {1: LONG})[0, 0] == pytest.approx(0.75)
+    rows = [unit_rows(1, DIM, frame)[0] for frame in range(4)]
+    mean = 0.1 * (rows[0] + rows[1] + rows[2]) + 0.9 * rows[3]
+    np.testing.assert_allclose(whole(one, 1)[0], mean / np.linalg.norm(mean), atol=1e-6)
 
 
 def test_looks_without_any_quality_count_alike() -> None:
     one = Identities(EVERY)
     for frame, row in enumerate((LONG, LONG, SHORT)):
         look(one, 1, row, frame, quality=0.0)
-    answer = one.said(ids(1), CATEGORIES, DIM)[1].answers(0, 1)[0]
-    assert answer.top[0].option == "long"
-    assert answer.support == pytest.approx(2 / 3)
+    assert support(one, {1: LONG})[0, 0] == pytest.approx(2 / 3)
 
 
-def test_the_best_option_may_be_no_looks_favourite() -> None:
-    """Two looks that are sure of different things and agree on the second best: nobody voted for what is said."""
+def test_what_is_said_may_be_no_looks_favourite() -> None:
+    """Two looks that are sure of different things: nobody voted for what their mean says."""
     one = Identities(EVERY)
     look(one, 1, (0.55, 0.45, 0.0, 1, 0), 0)
     look(one, 1, (0.0, 0.45, 0.55, 1, 0), 1)
-    answer = one.said(ids(1), CATEGORIES, DIM)[1].answers(0, 1)[0]
-    assert (answer.top[0].option, answer.support) == ("short", 0)
+    assert support(one, {1: (0.3, 0.4, 0.3, 1, 0)})[0].tolist() == [0, 1]
 
 
 def test_people_are_told_apart() -> None:
     one = Identities(EVERY)
-    rows = matches([LONG, SHORT])
-    one.look(ids(5, 9), floats(1, 1), floats(0.5, 0.5), 0, unit_rows(2, DIM), rows)
-    vectors, said = one.said(ids(9, 5), CATEGORIES, DIM)
-    assert [said.answers(i, 1)[0].top[0].option for i in (0, 1)] == ["short", "long"]
-    np.testing.assert_allclose(vectors, unit_rows(2, DIM)[::-1], atol=1e-6)
+    one.look(ids(5, 9), floats(1, 1), floats(0.5, 0.5), 0, {"whole": unit_rows(2, DIM)}, matches([LONG, SHORT]))
+    assert support(one, {9: SHORT, 5: LONG}).tolist() == [[1, 1], [1, 1]]
+    assert support(one, {9: LONG, 5: SHORT})[:, 0].tolist() == [0, 0]
+    np.testing.assert_allclose(whole(one, 9, 5), unit_rows(2, DIM)[::-1], atol=1e-6)
 
 
 def test_ten_thousand_looks_lose_nothing() -> None:
     one = Identities(1)
     for frame in range(10_000):
         look(one, 1, SHORT if frame % 10 == 0 else LONG, frame, quality=0.1)
-    _, said = one.said(ids(1), CATEGORIES, DIM)
-    assert said.probabilities[0, 0] == pytest.approx(0.9 * 0.8 + 0.1 * 0.1, rel=1e-6)
-    assert said.support is not None
-    assert said.support[0, 0] == pytest.approx(0.9, rel=1e-6)
+    assert support(one, {1: LONG})[0, 0] == pytest.approx(0.9, rel=1e-6)
 
 
 # ---- news ----
@@ -280,40 +283,31 @@ def test_news_is_only_what_changed() -> None:
     one = Identities(EVERY)
     look(one, 1, LONG, 0)
     look(one, 2, LONG, 0)
-    assert told(one, 2) == [2]
-    assert told(one, 1, 2) == [1], "the other was told"
-    look(one, 1, LONG, 1)
-    assert told(one, 1, 2) == [], "more probable is no other answer"
-    look(one, 1, SHORT, 2, quality=1.0)
-    look(one, 1, SHORT, 3, quality=1.0)
-    assert told(one, 2) == []
-    assert told(one, 2, 1) == [1]
-    assert told(one, 1, 2) == []
-    assert told(one) == []
+    assert told(one, {2: LONG}) == [2]
+    assert told(one, {1: LONG, 2: LONG}) == [1], "the other was told"
+    assert told(one, {1: (0.9, 0.1, 0, 0.5, 0.5), 2: LONG}) == [], "more probable is no other answer"
+    assert told(one, {2: LONG}) == []
+    assert told(one, {2: LONG, 1: SHORT}) == [1]
+    assert told(one, {1: SHORT, 2: LONG}) == []
+    assert told(one, {}) == []
 
 
 def test_one_category_that_changes_is_news() -> None:
     one = Identities(EVERY)
-    look(one, 1, (0.8, 0.1, 0.1, 0.6, 0.4))
-    assert told(one, 1) == [1]
-    look(one, 1, (0.8, 0.1, 0.1, 0.1, 0.9), 1)
-    assert told(one, 1) == [1]
+    look(one, 1, LONG)
+    assert told(one, {1: (0.8, 0.1, 0.1, 0.6, 0.4)}) == [1]
+    assert told(one, {1: (0.8, 0.1, 0.1, 0.1, 0.9)}) == [1]
 
 
 def test_known_and_unknown_are_news_of_each_other() -> None:
     careful = (replace(SLEEVE, threshold=0.6), GENDER)
     one = Identities(EVERY)
-    look(one, 1, (0.4, 0.3, 0.3, 1, 0), 0)
-    assert told(one, 1, categories=careful) == [1]
-    look(one, 1, (0.3, 0.4, 0.3, 1, 0), 1, quality=0.9)
-    assert told(one, 1, categories=careful) == [], "another best option is no news where none is believed"
-    look(one, 1, (0, 1, 0, 1, 0), 2, quality=1.0)
-    look(one, 1, (0, 1, 0, 1, 0), 3, quality=1.0)
-    assert told(one, 1, categories=careful) == [1], "now it is known"
-    assert told(one, 1, categories=careful) == []
-    for frame in range(4, 8):
-        look(one, 1, (0.5, 0, 0.5, 1, 0), frame, quality=1.0)
-    assert told(one, 1, categories=careful) == [1], "and now no more"
+    look(one, 1, LONG)
+    assert told(one, {1: (0.4, 0.3, 0.3, 1, 0)}, careful) == [1]
+    assert told(one, {1: (0.3, 0.4, 0.3, 1, 0)}, careful) == [], "another best option is none where none is believed"
+    assert told(one, {1: (0.1, 0.8, 0.1, 1, 0)}, careful) == [1], "now it is known"
+    assert told(one, {1: (0.1, 0.8, 0.1, 1, 0)}, careful) == []
+    assert told(one, {1: (0.3, 0.5, 0.2, 1, 0)}, careful) == [1], "and now no more"
 
 
 # ---- forget, restart ----
@@ -335,14 +329,13 @@ def test_after_a_restart_everybody_is_looked_at_again_and_nothing_old_counts() -
     one = Identities(EVERY)
     look(one, 1, LONG)
     look(one, 2, LONG)
-    assert told(one, 1, 2) == [1, 2]
+    assert told(one, {1: LONG, 2: LONG}) == [1, 2]
     one.restart()
     assert one.looks(ids(1, 2)).tolist() == [0, 0]
     assert one.due(ids(1, 2), floats(1, 2), floats(0, 0), 1).tolist() == [1, 0]
-    three = (SLEEVE,)  # of another width
-    one.look(ids(1), floats(1), floats(0.5), 1, unit_rows(1, DIM), Matches(three, floats(0, 0, 1).reshape(1, 3)))
-    _, said = one.said(ids(1), three, DIM)
-    assert said.answers(0, 1)[0].top[0].option == "none"
+    three = Matches((SLEEVE,), floats(0, 0, 1).reshape(1, 3))  # of another width
+    one.look(ids(1), floats(1), floats(0.5), 1, {"whole": unit_rows(1, DIM)}, three)
+    said = one.supported(ids(1), three)
     assert said.answers(0, 1)[0].support == 1
     assert one.news(ids(1), said).tolist() == [0]
     assert one.met == 2, "nobody is met twice"
