@@ -102,6 +102,9 @@ def _in_place(entries: Iterator[tuple[int, Record | None]], runs: Sequence[Run])
             known = [Run(at, begins, record.epoch, base)]
         elif last is not None:
             done.add(last.epoch)
+            if record.epoch not in (run.epoch for run in runs):  # lost itself: its numbers begin at 0, where its ids do
+                known = [run._replace(end=min(run.end, base)) for run in runs]
+                known.append(Run(base, END, record.epoch, base))
         yield from _lost(known, at, begins, record.queued)
         yield record
         at, last = key + 1, record
