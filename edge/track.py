@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import lap
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 from edge.boxes import iou
 from edge.config import TrackConfig
@@ -217,7 +217,11 @@ def pairs(worth: Doubles | Floats, rows: Flags, columns: Flags) -> tuple[Rows, R
     """
     row, column = np.flatnonzero(rows), np.flatnonzero(columns)
     gain = np.maximum(worth[np.ix_(row, column)], 0)
-    i, j = linear_sum_assignment(gain, maximize=True)
+    if not gain.size:
+        return row[:0], column[:0]
+    _, chosen, _ = lap.lapjv(gain.max() - gain.astype(np.float64), extend_cost=True)  # a column of each row, or -1
+    i = np.flatnonzero(chosen >= 0)
+    j = chosen[i]
     together = gain[i, j] > 0
     return row[i[together]], column[j[together]]
 

@@ -308,6 +308,8 @@ def test_box_and_collector_load_without_what_they_do_not_need(root: Path) -> Non
         "tensorrt",
         "pycuda",
         "cuda",
+        "scipy",
+        "matplotlib",
         "tokenizers",
         "safetensors",
         "hypothesis",
