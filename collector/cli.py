@@ -20,7 +20,7 @@ from collector import keyring
 from collector.labelling import CSV, ask_people, read_set, write_set
 from collector.replay import send, showing, write_lines
 from collector.report import copying, report_gaps, report_stats
-from collector.search import ask_store, report_asked
+from collector.search import ask_store, permitted, report_asked
 from collector.server import Server
 from collector.sheet import write_csv
 from collector.store import Store
@@ -39,6 +39,10 @@ PRUNE_SECONDS = 60.0  # between two looks for what is to be deleted
 
 _STORE = click.argument("path", metavar="STORE", type=click.Path(path_type=Path))
 _JSON = click.option("--json", "as_json", is_flag=True, help="For programs.")
+_BUNDLE = click.option("--bundle", type=click.Path(path_type=Path), required=True, help="The bundle of the boxes.")
+_SENSITIVE = click.option(
+    "--sensitive", multiple=True, metavar="CATEGORY", help="Also ask this category marked as sensitive."
+)
 _KEYS = click.option(
     "--keys",
     "folder",
@@ -160,43 +164,64 @@ def stats(path: Path, as_json: bool) -> None:
 
 @main.command()
 @_STORE
+@_BUNDLE
+@_SENSITIVE
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for a labelled set: a table for a spreadsheet.")
 @click.option("--read", "file", type=click.Path(path_type=Path), help="The table, corrected, to be taken up.")
 @click.option("--device", help="Only people whom this box saw.")
 @click.option("--limit", type=click.IntRange(min=1), show_default=str(PEOPLE), help="At most so many people.")
-def label(path: Path, out: Path | None, file: Path | None, device: str | None, limit: int | None) -> None:
+def label(
+    path: Path,
+    bundle: Path,
+    sensitive: Sequence[str],
+    out: Path | None,
+    file: Path | None,
+    device: str | None,
+    limit: int | None,
+) -> None:
     """Say what is true of the newest people in a store, which `python -m export` learns from: in a table, or one
-    question after the other."""
+    question after the other. The questions and their options are the bundle's."""
     if out is not None and file is not None:
         raise click.UsageError("--out and --read do not go together")
     if file is not None and (device is not None or limit is not None):
         raise click.UsageError("--device and --limit are not for --read")
     if out is None and file is None and not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise click.UsageError("no terminal to ask on: --out FOLDER or --read FILE is needed")
+    categories = permitted(open_bundle(bundle).bank, sensitive).categories
     with Store(path) as store:
         if out is not None:
-            written = write_set(store, out, device, limit or PEOPLE)
+            written = write_set(store, categories, out, device, limit or PEOPLE)
             others = f", {written.others} more of another encoder" if written.others else ""
             left = f", {written.left} more beyond --limit" if written.left else ""
             click.echo(f"{out / CSV}: {written.people} people, {written.crops} with a picture{others}{left}")
         elif file is not None:
-            read = read_set(store, file)
+            read = read_set(store, categories, file)
             if read.ignored:
-                click.echo(f"no categories of this store: {', '.join(map(repr, read.ignored))}", err=True)
-            click.echo(f"{file}: {read.new} corrections of {read.people} people, {read.known} were known")
+                names = ", ".join(map(repr, read.ignored))
+                click.echo(f"ignored, no category of the bundle, or sensitive and not named: {names}", err=True)
+            taken = f", {read.taken_back} taken back" if read.taken_back else ""
+            click.echo(f"{file}: {read.new} corrections of {read.people} people{taken}, {read.known} were known")
         else:
-            click.echo(f"{ask_people(store, _typed, click.echo, device, limit or PEOPLE)} answers")
+            given = ask_people(store, categories, _typed, click.echo, device, limit or PEOPLE)
+            click.echo(f"{given} answers")
 
 
 def _typed(question: str) -> str:
-    return str(click.prompt(question, default="", show_default=False, prompt_suffix=" ? "))
+    """Ctrl-D quits; not by click.prompt, which cannot tell it from Ctrl-C."""
+    try:
+        return input(f"{question} ? ")
+    except (EOFError, KeyboardInterrupt) as end:
+        click.echo()
+        if isinstance(end, KeyboardInterrupt):
+            raise
+        return "q"
 
 
 @main.command()
 @_STORE
-@click.option("--bundle", type=click.Path(path_type=Path), required=True, help="The bundle of the boxes.")
+@_BUNDLE
 @click.option("--prompts", type=click.Path(path_type=Path), help="Prompt file; without it the bundle's own words.")
-@click.option("--sensitive", multiple=True, metavar="CATEGORY", help="Also ask this category marked as sensitive.")
+@_SENSITIVE
 @_JSON
 def ask(path: Path, bundle: Path, prompts: Path | None, sensitive: Sequence[str], as_json: bool) -> None:
     """Ask all people in a store, each track once, questions that no box was asked."""

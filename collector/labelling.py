@@ -6,10 +6,13 @@ import csv
 import difflib
 import io
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import time
+from typing import TypeAlias
 
 import numpy as np
 
@@ -19,13 +22,15 @@ from collector.sheet import cell, said
 from collector.stats import harmless
 from collector.store import Store
 from edge.errors import ConfigError
-from edge.events import Answer
+from edge.values import Category
 
 CSV = "labels.csv"
 VECTORS = "embeddings.npz"
 GUESS = "guess"  # what the column of a category's name ends with that holds what the box said
-KEYS = "Enter: the first is right; a number: that one; s: skip; q: quit"
+TAKE_BACK = "-"  # the cell that says so; where a category has an option of this name, it is that
+KEYS = "Enter: the guess is right (without one: skip); a number: that one; s: skip; b: one back; q: quit"
 
+Question: TypeAlias = tuple[Sighting, Category]
 Ask = Callable[[str], str]  # shows a question, returns what was typed; "" for Enter alone
 Say = Callable[[str], None]
 
@@ -42,41 +47,42 @@ class Written:
 
 @dataclass(frozen=True)
 class Corrected:
-    """How many cells were new, of how many people; how many were known; columns that are no category of the store."""
+    """How many cells were new, of how many people; known already; taken back; columns that are none of a category."""
 
     new: int
     people: int
     known: int
+    taken_back: int
     ignored: tuple[str, ...]
 
 
-def write_set(store: Store, folder: Path, device: str | None, limit: int) -> Written:
+def write_set(store: Store, categories: Sequence[Category], folder: Path, device: str | None, limit: int) -> Written:
     """Write the newest people, each track once, as a labelled set that export/labels.py reads.
 
-    labels.csv: image, person, per category what people said so far, and what the box says as "<category> guess", which
-    is no category of anyone's. images/: the crops that were kept. embeddings.npz: the vectors of all, where there is
-    anybody; so only people of one encoder, the one seen last, are in the set. A cell that a spreadsheet would run
-    begins with an apostrophe. Raises ConfigError where there is a labels.csv or no such device, OSError.
+    labels.csv: image, person, per category what people said so far, blank also where it is no option of this bundle,
+    and what the box said as "<category> guess", which is no category of anyone's. images/: the crops that were kept.
+    embeddings.npz: the vectors of all, where there is anybody; so only people of one encoder, the one seen last, are in
+    the set. A cell from the wire that a spreadsheet would run begins with an apostrophe. Raises ConfigError where there
+    is a labels.csv or no such device, OSError.
     """
     file = folder / CSV
     if os.path.lexists(file):
         raise ConfigError(f"{file} exists already", remedy="read it with --read, and name another folder")
+    columns = _columns(categories)
     with store.snapshot():
-        everyone = _people(store, device)
+        everyone, corrections = _people(store, device), store.people.corrections()
         newest = store.people.sighting(everyone[0]) if len(everyone) else None
-        keys = everyone if newest is None else store.people.each(MOST_LOOKS, device, newest.encoder)
-        columns, corrections = _columns(store.people.options()), store.people.corrections()
+        keys = everyone if newest is None else store.people.made_by(newest.encoder, everyone)
         table = io.StringIO()
         rows = csv.writer(table, lineterminator="\n")
-        rows.writerow(["image", "person", *columns, *(_guess(column) for column in columns)])
+        rows.writerow(["image", "person", *columns, *map(_guess, columns)])
         folder.mkdir(parents=True, exist_ok=True)
         images, vectors, crops = [], [], 0
         for one in _sightings(store, keys[:limit]):
             known, image = corrections.get(one.who, {}), one.place.image
-            answers = {answer.category: answer for answer in one.person.answers}
-            cells = [cell(known.get(category, "")) for category in columns.values()]
-            guesses = [said(answers[category]) if category in answers else "" for category in columns.values()]
-            rows.writerow([image, _name(one), *cells, *guesses])
+            answers = {answer.category: said(answer) for answer in one.person.answers}
+            cells = [known[name] if _is_said(known, category) else "" for name, category in columns.items()]
+            rows.writerow([image, _name(one), *cells, *(answers.get(name, "") for name in columns)])
             images.append(image)
             vectors.append(one.vector)
             if one.crop is not None:
@@ -86,22 +92,23 @@ def write_set(store: Store, folder: Path, device: str | None, limit: int) -> Wri
         if newest is not None:
             encoder = np.array(newest.encoder.name)
             np.savez(folder / VECTORS, images=np.array(images), vectors=np.array(vectors), encoder=encoder)
-        file.write_text(table.getvalue(), encoding="utf-8")  # at the end: what is half written is no set
+        # at the end: what is half written is no set; with a mark at its beginning, without which Excel reads it as ANSI
+        file.write_text(table.getvalue(), encoding="utf-8-sig")
     return Written(len(images), crops, len(everyone) - len(keys), len(keys) - len(images))
 
 
-def read_set(store: Store, file: Path) -> Corrected:
+def read_set(store: Store, categories: Sequence[Category], file: Path) -> Corrected:
     """Note every cell that is not blank in a labels.csv of `write_set`, all or none.
 
-    Raises ConfigError with file and line: no such table, a picture that is nobody's or stands twice, an option that
-    the store never had among the best of its category.
+    A cell TAKE_BACK takes back what was said. Raises ConfigError with file and line: no such table, a picture that is
+    nobody's or stands twice, no option of its category.
     """
+    columns = _columns(categories)
     with store.snapshot():
-        options = store.people.options()
-        columns, corrections = _columns(options), store.people.corrections()
+        corrections = store.people.corrections()
         names = {file_name(device): device for device, _, _ in store.streams()}
         header, rows = _rows(file)
-        new: list[tuple[Place, str, str]] = []
+        new: list[tuple[Place, str, str | None]] = []
         places: dict[Place, int] = {}
         known = 0
         for line, row in rows:
@@ -113,46 +120,63 @@ def read_set(store: Store, file: Path) -> Corrected:
             if place in places:
                 raise ConfigError(f"{where}: {image!r} again; it stands in line {places[place]}")
             places[place] = line
-            for column, category in columns.items():
-                if text := row.get(column, ""):
-                    option = _option(f"{where}: {column}", text, options[category])
-                    if corrections.get(one.who, {}).get(category) == option:
+            before = corrections.get(one.who, {})
+            for name, category in columns.items():
+                if text := row.get(name, ""):
+                    option = _option(f"{where}: {name}", text, category.options)
+                    if before.get(name) != option:
+                        new.append((place, name, option))
+                    elif option is not None:
                         known += 1
-                    else:
-                        new.append((place, category, option))
     store.correct(new, time())
-    guesses = [_guess(column) for column in columns]
-    ignored = tuple(name for name in header if name not in ("image", "person", *columns, *guesses))
-    return Corrected(len(new), len({place for place, _, _ in new}), known, ignored)
+    given = [place for place, _, option in new if option is not None]
+    mine = {"", "image", "person", *columns, *map(_guess, columns)}
+    ignored = tuple(name for name in header if name not in mine)
+    return Corrected(len(given), len(set(given)), known, len(new) - len(given), ignored)
 
 
-def ask_people(store: Store, ask: Ask, say: Say, device: str | None, limit: int) -> int:
+def ask_people(store: Store, categories: Sequence[Category], ask: Ask, say: Say, device: str | None, limit: int) -> int:
     """Ask of the newest `limit` people, each track once, what nobody has said yet; how many answers came.
 
-    Each answer is kept at once. Raises ConfigError where there is no such device.
+    Each answer is kept at once; where there is a crop, a file shows it meanwhile. Raises ConfigError where there is no
+    such device, OSError.
     """
     with store.snapshot():
-        keys = _people(store, device)
-        options, corrections = store.people.options(), store.people.corrections()
-    given = shown = 0
+        keys, corrections = _people(store, device), store.people.corrections()
+    everyone = (
+        (one, [category for category in categories if not _is_said(corrections.get(one.who, {}), category)])
+        for one in _sightings(store, keys)
+    )
+    people = islice((found for found in everyone if found[1]), limit)
+    coming = ((one, category) for one, unsaid in people for category in unsaid)
+    again: list[Question] = []
+    done: list[tuple[Question, int]] = []  # and how many answers it gave: 0 or 1
+    shown: Sighting | None = None
     say(KEYS)
-    for one in _sightings(store, keys):
-        known = corrections.setdefault(one.who, {})
-        open_ = [answer for answer in one.person.answers if answer.category not in known]
-        if not open_:
-            continue
-        if shown == limit:
-            break
-        shown += 1
-        say(f"\n{_described(one)}")
-        for answer in open_:
-            typed = _answered(ask, answer, options.get(answer.category, ()))
-            if typed is None:
-                return given
-            if typed:
-                known[answer.category] = typed
-                given += store.correct([(one.place, answer.category, typed)], time())
-    return given
+    with TemporaryDirectory(prefix="lookout-") as folder:
+        while question := again.pop() if again else next(coming, None):
+            one, category = question
+            if one is not shown:
+                say(f"\n{_described(one, Path(folder))}")
+                shown = one
+            text, choices = _asked(one, category)
+            typed = ask(text).strip().lower()
+            if typed == "q":
+                break
+            if typed in choices:
+                done.append((question, store.correct([(one.place, category.name, choices[typed])], time())))
+            elif typed in ("", "s"):
+                done.append((question, 0))
+            else:
+                again.append(question)
+                if typed != "b":
+                    say(KEYS)
+                elif done:
+                    (one, category), given = done.pop()
+                    again.append((one, category))
+                    if given:
+                        store.correct([(one.place, category.name, None)], time())
+    return sum(given for _, given in done)
 
 
 def _people(store: Store, device: str | None) -> Keys:
@@ -172,16 +196,15 @@ def _sightings(store: Store, keys: Keys) -> Iterator[Sighting]:
             yield one
 
 
-def _columns(categories: Iterable[str]) -> dict[str, str]:
-    """Column of the table -> category; without those whose name cannot be a column's of its own."""
-    columns: dict[str, str] = {}
-    taken = {"image", "person", ""}
-    for category in categories:
-        column = cell(category).strip()
-        if not {column, _guess(column)} & taken:
-            columns[column] = category
-            taken |= {column, _guess(column)}
-    return columns
+def _columns(categories: Sequence[Category]) -> dict[str, Category]:
+    """Column of the table -> category; without those whose name is another column's."""
+    taken = {"image", "person", *(_guess(category.name) for category in categories)}
+    return {category.name: category for category in categories if category.name not in taken}
+
+
+def _is_said(known: Mapping[str, str], category: Category) -> bool:
+    """Whether people said of somebody which of these options is true."""
+    return known.get(category.name) in category.options
 
 
 def _guess(column: str) -> str:
@@ -223,44 +246,45 @@ def _rows(file: Path) -> tuple[list[str], list[tuple[int, Mapping[str, str]]]]:
     return header, rows
 
 
-def _option(where: str, text: str, options: Iterable[str]) -> str:
-    """The option that a cell means. Raises ConfigError."""
-    cells = {cell(option).strip(): option for option in options}
-    if text not in cells:
-        raise ConfigError(f"{where}: no such option", got=repr(text), remedy=_near(text, cells))
-    return cells[text]
+def _option(where: str, text: str, options: Sequence[str]) -> str | None:
+    """The option that a cell means, None for TAKE_BACK. Raises ConfigError."""
+    if text in options:
+        return text
+    if text == TAKE_BACK:
+        return None
+    raise ConfigError(f"{where}: no such option", got=repr(text), remedy=_near(text, options))
 
 
-def _near(got: str, known: Iterable[str]) -> str:
-    names = list(known)
-    near = difflib.get_close_matches(got, names, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"the store knows {', '.join(map(repr, names)) or 'none'}"
+def _near(got: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(got, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"there is {', '.join(map(repr, known)) or 'none'}"
 
 
-def _described(one: Sighting) -> str:
-    """Where a person is to be found."""
-    place, track, looks = one.place, one.person.track, one.person.looks
+def _described(one: Sighting, folder: Path) -> str:
+    """Where a person is to be found, and the file in `folder` that shows them now."""
+    track, looks = one.person.track, one.person.looks
     box = " ".join(f"{edge:.0f}" for edge in one.person.box)
     followed = "" if track is None else f", track {track}" + (f" of {looks} looks" if looks else "")
-    name = harmless(f"{place.device}/{one.camera}")
-    return f"{name}  {utc(one.captured_at)}  box {box}{followed}  {place.image}"
+    where = f"{harmless(f'{one.place.device}/{one.camera}')}, {utc(one.captured_at)}, box {box}{followed}"
+    if one.crop is None:
+        return f"no picture: {where}"
+    picture = folder / Path(one.place.image).name
+    picture.write_bytes(one.crop)
+    return f"{picture}: {where}"
 
 
-def _answered(ask: Ask, answer: Answer, options: Iterable[str]) -> str | None:
-    """The option that a person chose; "" where they skip the question, None where they want no more."""
-    best = [choice.option for choice in answer.top]
-    choices = [*best, *(option for option in options if option not in best)]
-    sure = [f" {100 * choice.probability:.0f} %" for choice in answer.top] + [""] * len(choices)
-    told = [f"{i} {harmless(option)}{sure[i - 1]}" for i, option in enumerate(choices, 1)]
-    unknown = "unknown; " if answer.unknown else ""
-    question = f"  {harmless(answer.category)}: {unknown}{', '.join(told)}"
-    while True:
-        match typed := ask(question).strip().lower():
-            case "":
-                return choices[0]
-            case "s":
-                return ""
-            case "q":
-                return None
-            case _ if typed.isascii() and typed.isdigit() and len(typed) < 6 and 1 <= int(typed) <= len(choices):
-                return choices[int(typed) - 1]
+def _asked(one: Sighting, category: Category) -> tuple[str, dict[str, str]]:
+    """A question, and what may be typed -> the option it means; "" only where the box's best is to be believed."""
+    answer = next((answer for answer in one.person.answers if answer.category == category.name), None)
+    top = () if answer is None else answer.top
+    sure = {choice.option: f" {100 * choice.probability:.0f} %" for choice in top if choice.option in category.options}
+    options = [*sure, *(option for option in category.options if option not in sure)]
+    choices = {str(number): option for number, option in enumerate(options, 1)}
+    told = [f"{number} {option}{sure.get(option, '')}" for number, option in choices.items()]
+    unknown = ""
+    if answer is not None and answer.unknown:
+        unknown = "unknown; "
+    elif top and top[0].option in sure:
+        choices[""] = top[0].option
+        told[0] += " (guess)"
+    return harmless(f"  {category.name}: {unknown}{', '.join(told)}"), choices

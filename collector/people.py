@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,7 +24,7 @@ Keys = NDArray[np.int64]  # (n, 2): an event's row, and the person's number in i
 Who: TypeAlias = tuple[str, int, str | int, int]  # device, epoch, camera and track; without a track the place
 
 LAST = "seq DESC"  # which of a track's events stands for it: the last
-MOST_LOOKS = "looks DESC, seq DESC"  # the last of those that rest on the most looks
+MOST_LOOKS = "looks DESC, seq ASC"  # the first of those that rest on the most looks: where the last look was taken
 
 # the people, each track once; of two in one event with the same track, which no box sends, the first
 _EACH = (
@@ -93,20 +92,22 @@ class People:
         (number,) = self._db.execute(f"SELECT count(*) FROM ({_EACH.format(which=LAST)})").fetchone()
         return int(number)
 
-    def each(self, which: str, device: str | None = None, encoder: Encoder | None = None) -> Keys:
-        """(n, 2) the people, each track once, newest first: those of one device, of one encoder.
+    def each(self, which: str, device: str | None = None) -> Keys:
+        """(n, 2) the people, or those of one device, each track once, newest first.
 
         which: the event that stands for a track, LAST or MOST_LOOKS.
         """
-        wanted = {"device": device, **(encoder or Encoder("", 0))._asdict(), "any": encoder is None}
         rows = self._db.execute(
             f"SELECT event, number FROM ({_EACH.format(which=which)}) JOIN events ON id = event"
-            " WHERE device = ifnull(:device, device)"
-            f" AND (:any OR {_ENCODER} = :name AND embedding_dim = :dim)"
-            " ORDER BY event DESC, number",
-            wanted,
+            " WHERE device = ifnull(?, device) ORDER BY event DESC, number",
+            (device,),
         )
         return np.fromiter(chain.from_iterable(rows), np.int64).reshape(-1, 2)
+
+    def made_by(self, encoder: Encoder, keys: Keys) -> Keys:
+        """(k, 2) those of `keys` (n, 2) whose vectors this encoder made."""
+        rows = self._db.execute(f"SELECT id FROM events WHERE {_ENCODER} = ? AND embedding_dim = ?", encoder)
+        return keys[np.isin(keys[:, 0], np.fromiter(chain.from_iterable(rows), np.int64))]
 
     def vectors(self, names: tuple[str, str], dim: int, rows: int) -> Iterator[tuple[Keys, Half]]:
         """(k, 2) and (k, d) float16, the last of each track, of all people of this encoder; k is at most `rows`.
@@ -141,15 +142,6 @@ class People:
         vector = np.frombuffer(row[8], "<f2").astype(np.float16)
         return Sighting(Place(*row[:4]), row[4], row[5], Encoder(*row[6:8]), person_of(*row[10:]), vector, row[9])
 
-    def options(self) -> dict[str, tuple[str, ...]]:
-        """Category -> the options that it ever had among the best, both in the order of arrival."""
-        options: dict[str, dict[str, None]] = {}
-        for (answers,) in self._db.execute("SELECT answers FROM people ORDER BY rowid"):
-            for answer in json.loads(answers):  # as fast as SQLite's json_each, and nothing has to be sorted
-                known = options.setdefault(answer["category"], {})
-                known.update((choice["option"], None) for choice in answer["top"])
-        return {category: tuple(known) for category, known in options.items()}
-
     def corrections(self) -> dict[Who, dict[str, str]]:
         """Person -> category -> what people said last."""
         query = (
@@ -162,14 +154,31 @@ class People:
             said.setdefault(who, {})[category] = option
         return said
 
-    def correct(self, place: Place, category: str, option: str, labelled_at: float) -> int:
-        """Note what is true of a person; how many that were: 0 where retention has removed them."""
+    def correct(self, place: Place, category: str, option: str | None, labelled_at: float) -> int:
+        """Note what is true of a person; None takes back what was said, at whichever of a track's events.
+
+        How many that were: 0 where retention has removed them, or nothing was said.
+        """
+        if option is None:
+            one = self.at(place)
+            return 0 if one is None else self._take_back(one, category)
         return self._db.execute(
             "INSERT INTO labels SELECT event, number, ?, ?, ? FROM people JOIN events ON id = event"
             " WHERE device = ? AND epoch = ? AND seq = ? AND number = ?"
             " ON CONFLICT DO UPDATE SET option = excluded.option, labelled_at = excluded.labelled_at",
             (category, option, labelled_at, *place),
         ).rowcount
+
+    def _take_back(self, one: Sighting, category: str) -> int:
+        names = {**one.place._asdict(), "camera": one.camera, "track": one.person.track, "category": category}
+        taken = self._db.execute(
+            "DELETE FROM labels WHERE category = :category AND (event, number) IN"
+            " (SELECT event, number FROM labels JOIN events ON id = event LEFT JOIN tracks USING (event, number)"
+            " WHERE device = :device AND epoch = :epoch"
+            " AND (camera = :camera AND track = :track OR track IS NULL AND seq = :seq AND number = :number))",
+            names,
+        )
+        return min(taken.rowcount, 1)
 
 
 def person_of(

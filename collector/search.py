@@ -115,24 +115,30 @@ def embedded(prompts: Path, bundle: Bundle) -> PromptBank:
     return embed_prompts(prompts, bundle)
 
 
-def _askable(bank: PromptBank, sensitive: Sequence[str]) -> tuple[PromptBank, tuple[tuple[str, str], ...]]:
-    """The bank's questions that may and can be asked, and the others with the reason. Raises ConfigError."""
+def permitted(bank: PromptBank, sensitive: Sequence[str]) -> PromptBank:
+    """The bank without its sensitive categories, but for those named. Raises ConfigError: no such category."""
     names = [category.name for category in bank.categories]
     for name in sensitive:
         if name not in names:
             expected = " or ".join(map(repr, names))
             raise ConfigError(f"--sensitive: the words have no category {name!r}", expected=expected)
-    permitted = bank.permitted(sensitive)
-    allowed = {category.name for category in permitted.categories}
-    left_out = [(name, f"sensitive: --sensitive '{name}' asks it") for name in names if name not in allowed]
-    parts = [category for category in permitted.categories if category.region != "whole"]
+    return bank.permitted(sensitive)
+
+
+def _askable(bank: PromptBank, sensitive: Sequence[str]) -> tuple[PromptBank, tuple[tuple[str, str], ...]]:
+    """The bank's questions that may and can be asked, and the others with the reason. Raises ConfigError."""
+    may = permitted(bank, sensitive)
+    allowed = {category.name for category in may.categories}
+    names = [category.name for category in bank.categories if category.name not in allowed]
+    left_out = [(name, f"sensitive: --sensitive '{name}' asks it") for name in names]
+    parts = [category for category in may.categories if category.region != "whole"]
     left_out += [(part.name, f"looks at {part.region}, of which no vector is stored") for part in parts]
-    rows = [category.region == "whole" for category in permitted.categories for _ in category.options]
-    kept = tuple(category for category in permitted.categories if category.region == "whole")
+    rows = [category.region == "whole" for category in may.categories for _ in category.options]
+    kept = tuple(category for category in may.categories if category.region == "whole")
     if not kept:
         reasons = "; ".join(f"{name!r} {why}" for name, why in left_out)
         raise ConfigError(f"{bank.source}: no question that stored people can be asked", got=reasons)
-    return replace(permitted, categories=kept, vectors=permitted.vectors[np.array(rows, bool)]), tuple(left_out)
+    return replace(may, categories=kept, vectors=may.vectors[np.array(rows, bool)]), tuple(left_out)
 
 
 class _Tally:

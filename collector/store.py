@@ -262,10 +262,10 @@ class Store:
 
     # --- what people say ----------------------------------------------------------------------------------------------
 
-    def correct(self, corrections: Iterable[tuple[Place, str, str]], labelled_at: float) -> int:
+    def correct(self, corrections: Iterable[tuple[Place, str, str | None]], labelled_at: float) -> int:
         """Note, in one transaction, what is true of whom: place, category, option. labelled_at: seconds since 1970.
 
-        How many that were: who is not there any more is passed over.
+        None as the option takes back what was said. How many that were: who is not there any more is passed over.
         """
         with self._translated(), self._transaction("IMMEDIATE"):
             return sum(self.people.correct(*correction, labelled_at) for correction in corrections)

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from collector.labelling import KEYS
 from collector.store import Store
 from edge.bundle import Bundle, open_bundle
 from edge.events import Event, Person
@@ -24,6 +26,7 @@ from tests.unit.test_labelling import person, seen
 
 WORDS = ROOT / "prompts/person-mini.toml"
 DEADLINE = 60.0  # seconds
+CTRL_C, CTRL_D = "\x03", "\x04"
 
 
 def looking_like(bundle: Bundle, *people: tuple[Person, str], seq: int) -> Event:
@@ -118,20 +121,24 @@ def test_nobody_can_be_asked_and_a_mistake_is_one_line(path: Path, mini: Path, t
 
 
 def table(file: Path) -> list[dict[str, str]]:
-    with file.open(encoding="utf-8", newline="") as opened:
+    with file.open(encoding="utf-8-sig", newline="") as opened:
         return list(csv.DictReader(opened))
 
 
-def test_labels_go_out_and_come_in_and_are_a_set_for_the_export(path: Path, bundle: Bundle, tmp_path: Path) -> None:
+def test_labels_go_out_and_come_in_and_are_a_set_for_the_export(
+    path: Path, bundle: Bundle, mini: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "set"
-    done = command("collector", "label", path, "--out", out)
+    done = command("collector", "label", path, "--bundle", mini, "--out", out)
     assert done.stdout == f"{out}/labels.csv: 3 people, 1 with a picture, 1 more of another encoder\n"
     rows = table(out / "labels.csv")
-    assert [(row["image"], row["person"], row["hair length guess"], row["sleeve guess"]) for row in rows] == [
-        ("images/box-7-2-0.jpg", "images/box-7-2-0.jpg", "unknown", "unknown"),
+    assert [(row["image"], row["person"], row["hair length guess"], row["top type guess"]) for row in rows] == [
+        ("images/box-7-2-0.jpg", "images/box-7-2-0.jpg", "unknown", ""),
         ("images/box-7-1-0.jpg", "box/7/door/5", "long hair", ""),
-        ("images/box-7-0-1.jpg", "images/box-7-0-1.jpg", "unknown", "unknown"),
+        ("images/box-7-0-1.jpg", "images/box-7-0-1.jpg", "unknown", ""),
     ]
+    asked = [category.name for category in bundle.bank.categories if category.name != "gender"]
+    assert list(rows[0]) == ["image", "person", *asked, *(f"{name} guess" for name in asked)], "what the bundle asks"
     assert [file.name for file in (out / "images").iterdir()] == ["box-7-1-0.jpg"]
     rows[0]["hair length"], rows[1]["hair length"] = "bald", "long hair"
     with (out / "labels.csv").open("w", encoding="utf-8-sig", newline="") as file:
@@ -139,80 +146,108 @@ def test_labels_go_out_and_come_in_and_are_a_set_for_the_export(path: Path, bund
         writer.writeheader()
         writer.writerows(rows)
     labelled = read_labels(out, bundle.bank.categories, None)
-    assert labelled.labels == {"hair length": ("bald", "long hair", None)}
+    assert labelled.labels["hair length"] == ("bald", "long hair", None)
     assert labelled.encoder == bundle.manifest.seal()
-    assert (labelled.people[1], labelled.skipped_categories) == (
-        "box/7/door/5",
-        ("sleeve",),
-    )
-    done = command("collector", "label", path, "--read", out / "labels.csv")
+    assert (labelled.people[1], labelled.skipped_categories) == ("box/7/door/5", ())
+    done = command("collector", "label", path, "--bundle", mini, "--read", out / "labels.csv")
     assert done.stdout == f"{out}/labels.csv: 2 corrections of 2 people, 0 were known\n"
-    command("collector", "label", path, "--out", tmp_path / "again", "--device", "box", "--limit", 2)
+    command("collector", "label", path, "--bundle", mini, "--out", tmp_path / "again", "--device", "box", "--limit", 2)
     assert [row["hair length"] for row in table(tmp_path / "again/labels.csv")] == ["bald", "long hair"]
+    rows[0] |= {"hair length": "-", "sleeve length": "sleeveless", "gender": "man"}
+    with (out / "labels.csv").open("w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    done = command("collector", "label", path, "--bundle", mini, "--read", out / "labels.csv")
+    assert done.stdout == f"{out}/labels.csv: 1 corrections of 1 people, 1 taken back, 1 were known\n"
+    assert done.stderr == "ignored, no category of the bundle, or sensitive and not named: 'gender'\n"
+    named = ("--bundle", mini, "--sensitive", "gender")
+    done = command("collector", "label", path, *named, "--read", out / "labels.csv")
+    assert (done.stdout.split(": ")[1], done.stderr) == ("1 corrections of 1 people, 2 were known\n", "")
+    command("collector", "label", path, *named, "--out", tmp_path / "all", "--limit", 1)
+    (row,) = table(tmp_path / "all/labels.csv")
+    assert (row["gender"], row["hair length"], row["sleeve length"]) == ("man", "", "sleeveless")
+    done = command("collector", "label", path, "--bundle", mini, "--sensitive", "age", "--out", tmp_path / "x", code=78)
+    assert "--sensitive: the words have no category 'age'" in done.stderr
     rows[2]["hair length"] = "bold"
     with (out / "labels.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, [*rows[0], "note"])
         writer.writeheader()
         writer.writerows(rows)
-    done = command("collector", "label", path, "--read", out / "labels.csv", code=78)
+    done = command("collector", "label", path, "--bundle", mini, "--read", out / "labels.csv", code=78)
     assert done.stderr == (
         f"error: {out}/labels.csv: line 4: hair length: no such option: got 'bold'; did you mean 'bald'?\n"
     )
-    assert "exists already" in command("collector", "label", path, "--out", out, code=78).stderr
+    assert "exists already" in command("collector", "label", path, "--bundle", mini, "--out", out, code=78).stderr
 
 
-def test_labels_of_nobody_and_options_that_do_not_go_together(path: Path, tmp_path: Path) -> None:
+def test_labels_of_nobody_and_options_that_do_not_go_together(path: Path, mini: Path, tmp_path: Path) -> None:
     with Store(tmp_path / "empty.db", create=True):
         pass
     out = tmp_path / "set"
-    done = command("collector", "label", tmp_path / "empty.db", "--out", out)
+    done = command("collector", "label", tmp_path / "empty.db", "--bundle", mini, "--out", out)
     assert done.stdout == f"{out}/labels.csv: 0 people, 0 with a picture\n"
-    done = command("collector", "label", tmp_path / "empty.db", "--read", out / "labels.csv")
+    done = command("collector", "label", tmp_path / "empty.db", "--bundle", mini, "--read", out / "labels.csv")
     assert done.stdout == f"{out}/labels.csv: 0 corrections of 0 people, 0 were known\n"
-    done = command("collector", "label", path, code=2)
+    done = command("collector", "label", path, "--bundle", mini, code=2)
     assert "no terminal to ask on: --out FOLDER or --read FILE is needed" in done.stderr
-    command("collector", "label", path, "--out", out, "--read", out / "labels.csv", code=2)
-    done = command("collector", "label", path, "--read", out / "labels.csv", "--device", "x", code=2)
+    command("collector", "label", path, "--bundle", mini, "--out", out, "--read", out / "labels.csv", code=2)
+    done = command("collector", "label", path, "--bundle", mini, "--read", out / "labels.csv", "--device", "x", code=2)
     assert "--device and --limit are not for --read" in done.stderr
 
 
-def typing(answers: list[str], *words: object) -> str:
-    """What a person sees who runs `collector …` and types these answers, one at each prompt."""
+def typing(keys: list[str], *words: object, code: int = 0) -> str:
+    """What a person sees who runs `collector …` and types these, one at each prompt."""
     ours, theirs = pty.openpty()
     program = [sys.executable, *starter("collector.cli"), *map(str, words)]
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "160", "LINES": "30"}
     with subprocess.Popen(program, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, cwd=ROOT) as process:
         os.close(theirs)
-        screen, left = b"", list(answers)
+        screen, left = b"", list(keys)
         try:
             while piece := os.read(ours, 1 << 16):
                 screen += piece
                 if screen.endswith(b" ? ") and left:
-                    os.write(ours, left.pop(0).encode() + b"\n")
+                    if (typed := left.pop(0)) == CTRL_C:
+                        process.send_signal(signal.SIGINT)  # the terminal would, were it the process's own
+                    else:
+                        os.write(ours, typed.encode())
         except OSError:  # Linux says so when the other side has closed
             pass
-        assert process.wait(DEADLINE) == 0, screen
+        assert process.wait(DEADLINE) == code, screen
     os.close(ours)
     assert not left, screen
     return screen.decode()
 
 
-def test_on_a_terminal_it_asks_one_after_the_other(path: Path, tmp_path: Path) -> None:
-    screen = typing(["2", "s", "7", "", "q"], "label", path)
+def test_on_a_terminal_it_asks_one_after_the_other(path: Path, mini: Path, tmp_path: Path) -> None:
+    rest = ["s\n"] * (len(open_bundle(mini).bank.categories) - 2)
+    screen = typing(["2\n", *rest, "7\n", "\n", "q\n"], "label", path, "--bundle", mini)
     for text in (
-        "Enter: the first is right; a number: that one; s: skip; q: quit",
-        "box/door  2023-11-14T22:13:22.000+00:00  box 1 2 30 40  images/box-7-2-0.jpg",
-        "hair length: unknown; 1 bald 75 %, 2 long hair ? 2",
-        "sleeve: unknown; 1 sleeveless 75 % ? s",
-        "box 1 2 30 40, track 5 of 3 looks  images/box-7-1-0.jpg",
-        "hair length: 1 long hair 75 %, 2 bald 38 % ? 7",
+        "no picture: box/door, 2023-11-14T22:13:22.000+00:00, box 1 2 30 40\r\n",
+        "hair length: unknown; 1 bald 75 %, 2 short hair, 3 long hair ? 2",
+        "sleeve length: 1 long sleeves, 2 short sleeves, 3 sleeveless ? s",
+        "/box-7-1-0.jpg: box/door, 2023-11-14T22:13:21.000+00:00, box 1 2 30 40, track 5 of 3 looks\r\n",
+        "hair length: 1 long hair 75 % (guess), 2 bald 38 %, 3 short hair ? 7",
         "2 answers",
     ):
         assert text in screen
-    assert screen.count("hair length:") == 4, "a number that is none is asked again"
-    command("collector", "label", path, "--out", tmp_path / "set")
-    assert [row["hair length"] for row in table(tmp_path / "set/labels.csv")] == ["long hair", "long hair", ""]
-    assert [row["sleeve"] for row in table(tmp_path / "set/labels.csv")] == ["", "", ""]
+    assert screen.count(KEYS) == 2, "at the beginning, and where a number is none"
+    assert screen.count("hair length:") == 3
+    command("collector", "label", path, "--bundle", mini, "--out", tmp_path / "set")
+    assert [row["hair length"] for row in table(tmp_path / "set/labels.csv")] == ["short hair", "long hair", ""]
+    assert [row["sleeve length"] for row in table(tmp_path / "set/labels.csv")] == ["", "", ""]
+
+
+@pytest.mark.parametrize(("key", "code", "says"), [(CTRL_D, 0, "1 answers"), (CTRL_C, 130, "interrupted")])
+def test_ctrl_d_quits_and_ctrl_c_interrupts_and_what_was_said_stays(
+    path: Path, mini: Path, key: str, code: int, says: str
+) -> None:
+    screen = typing(["3\n", key], "label", path, "--bundle", mini, code=code)
+    assert screen.splitlines()[-1] == says
+    assert "Traceback" not in screen
+    with Store(path) as store, store.snapshot():
+        assert list(store.people.corrections().values()) == [{"hair length": "long hair"}]
 
 
 # --- export -----------------------------------------------------------------------------------------------------------

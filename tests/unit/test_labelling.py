@@ -78,7 +78,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 def table(folder: Path) -> list[dict[str, str]]:
-    with (folder / "labels.csv").open(encoding="utf-8", newline="") as file:
+    with (folder / "labels.csv").open(encoding="utf-8-sig", newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -154,21 +154,23 @@ def test_each_track_counts_once_and_who_has_none_each_time(folder: Iterator[Path
             sightings.append((who, looks or 0, seq, number, device, bundle))
     with Store(next(folder), create=True) as store:
         add(store, *events)
-        for which, order in ((MOST_LOOKS, (1, 2)), (LAST, (2,))):
+        for which, rank in ((MOST_LOOKS, lambda one: (one[1], -one[2])), (LAST, lambda one: one[2])):
             best: dict[object, tuple] = {}
             for one in sightings:
                 known = best.get(one[0])
-                if known is None or [one[i] for i in order] > [known[i] for i in order]:
+                if known is None or rank(one) > rank(known):
                     best[one[0]] = one
             expected = sorted(best.values(), key=lambda one: (-one[2], one[3]))
             for device, bundle in ((None, None), ("box", None), (None, "b"), ("box", "b")):
                 encoder = None if bundle is None else Encoder(bundle, DIM)
-                found = [store.people.sighting(key) for key in store.people.each(which, device, encoder)]
+                keys = store.people.each(which, device)
+                keys = keys if encoder is None else store.people.made_by(encoder, keys)
+                found = [store.people.sighting(key) for key in keys]
                 wanted = [one[2:4] for one in expected if one[4] == (device or one[4]) and one[5] == (bundle or one[5])]
                 assert [(one.place.seq, one.place.number) for one in found] == wanted
             assert store.people.count() == len(expected)
         keys = [key for keys, _ in store.people.vectors(("b", "a"), DIM, 2) for key in keys.tolist()]
-        assert sorted(keys) == sorted(store.people.each(LAST, None, Encoder("b", DIM)).tolist())
+        assert sorted(keys) == sorted(store.people.made_by(Encoder("b", DIM), store.people.each(LAST)).tolist())
 
 
 def test_a_sighting_is_what_was_sent(store: Store) -> None:
@@ -182,7 +184,6 @@ def test_a_sighting_is_what_was_sent(store: Store) -> None:
     assert one.vector.tolist() == event.embeddings[1].tolist()
     assert one.who == ("box", 7, "dör", 5)
     assert store.people.at(Place("box", 7, 3, 2)) is None
-    assert store.people.options() == {"hat": ("cap",), "bag": ("big", "small")}
 
 
 # --- a set out --------------------------------------------------------------------------------------------------------
@@ -200,23 +201,25 @@ def test_a_set_is_what_the_export_reads(store: Store, tmp_path: Path) -> None:
     place = Place("box", 7, 1, 1)
     store.correct([(place, "hat", "none"), (Place("box", 7, 1, 0), "hat", "helmet")], 5.0)
     store.correct([(place, "bag", "big"), (Place("box", 7, 2, 0), "hat", "cap")], 6.0)
+    store.correct([(Place("the box", 7, 0, 0), "hat", "bonnet"), (place, "age", "old")], 6.0)  # other words
     out = tmp_path / "sets" / "first"
-    assert write_set(store, out, None, 10) == Written(people=3, crops=1, others=0, left=0)
+    assert write_set(store, BANK, out, None, 10) == Written(people=3, crops=2, others=0, left=0)
     assert [list(row.values()) for row in table(out)] == [
-        ["images/box-7-3-0.jpg", "box/7/door/4", "cap", "", "unknown", ""],
+        ["images/box-7-2-0.jpg", "box/7/door/4", "cap", "", "cap", ""],
         ["images/box-7-1-1.jpg", "images/box-7-1-1.jpg", "none", "big", "helmet", "big"],
         [Place("the box", 7, 0, 0).image, Place("the box", 7, 0, 0).image, "", "", "cap", ""],
-    ], "newest first; of the track the last with the most looks; what was said last of any of its sightings"
+    ], "newest first; of the track the first with the most looks; what was said last of any of its sightings"
     assert list(table(out)[0]) == ["image", "person", "hat", "bag", "hat guess", "bag guess"]
     assert sorted(str(file.relative_to(out)) for file in out.rglob("*.*")) == [
-        "embeddings.npz", "images/box-7-1-1.jpg", "labels.csv",
+        "embeddings.npz", "images/box-7-1-1.jpg", "images/box-7-2-0.jpg", "labels.csv",
     ]  # fmt: skip
     assert (out / "images/box-7-1-1.jpg").read_bytes() == JPEG
+    assert (out / "labels.csv").read_bytes().startswith(b"\xef\xbb\xbfimage,"), "Excel reads it as ANSI otherwise"
     read = read_labels(out, BANK, None)
     assert (read.encoder, read.skipped_categories) == ("b", ())
     assert read.labels == {"hat": ("cap", "none", None), "bag": (None, "big", None)}
     assert read.vectors is not None
-    wanted = [events[3].embeddings[0], events[1].embeddings[1], events[0].embeddings[0]]
+    wanted = [events[2].embeddings[0], events[1].embeddings[1], events[0].embeddings[0]]
     assert np.array_equal(read.vectors, np.stack(wanted).astype(np.float32))
 
 
@@ -224,9 +227,9 @@ def test_nobody_is_a_set_too(store: Store, tmp_path: Path) -> None:
     for events in ([], [seen(0)]):
         add(store, *events)
         out = tmp_path / str(len(events))
-        assert write_set(store, out, None, 10) == Written(0, 0, 0, 0)
+        assert write_set(store, BANK, out, None, 10) == Written(0, 0, 0, 0)
         assert [file.name for file in out.iterdir()] == ["labels.csv"]
-        assert read_set(store, out / "labels.csv") == Corrected(0, 0, 0, ())
+        assert read_set(store, BANK, out / "labels.csv") == Corrected(0, 0, 0, 0, ())
 
 
 def test_a_set_has_one_encoder_and_no_more_than_asked_for(store: Store, tmp_path: Path) -> None:
@@ -234,11 +237,11 @@ def test_a_set_has_one_encoder_and_no_more_than_asked_for(store: Store, tmp_path
     add(store, *(seen(seq, person(hat="cap"), dim=8) for seq in range(3, 5)))
     add(store, *(seen(seq, person(hat="cap"), person(hat="cap")) for seq in range(5, 10)))
     add(store, seen(0, person(hat="cap"), bundle="old", device="other"))
-    assert write_set(store, tmp_path / "a", "box", 3) == Written(people=3, crops=0, others=5, left=7)
+    assert write_set(store, BANK, tmp_path / "a", "box", 3) == Written(people=3, crops=0, others=5, left=7)
     assert [row["image"] for row in table(tmp_path / "a")] == [
         f"images/box-7-{seq}-{number}.jpg" for seq, number in ((9, 0), (9, 1), (8, 0))
     ]
-    assert write_set(store, tmp_path / "b", None, 99) == Written(people=4, crops=0, others=12, left=0)
+    assert write_set(store, BANK, tmp_path / "b", None, 99) == Written(people=4, crops=0, others=12, left=0)
     with np.load(tmp_path / "b" / "embeddings.npz") as arrays:
         assert (str(arrays["encoder"]), arrays["vectors"].shape, arrays["vectors"].dtype) == (
             "old",
@@ -250,26 +253,27 @@ def test_a_set_has_one_encoder_and_no_more_than_asked_for(store: Store, tmp_path
 
 def test_a_set_overwrites_none_and_a_device_that_is_not_there_is_told(store: Store, tmp_path: Path) -> None:
     add(store, seen(0, person(hat="cap")))
-    write_set(store, tmp_path / "a", None, 1)
+    write_set(store, BANK, tmp_path / "a", None, 1)
     with pytest.raises(ConfigError, match=r"labels\.csv exists already; read it with --read, and name another folder"):
-        write_set(store, tmp_path / "a", None, 1)
+        write_set(store, BANK, tmp_path / "a", None, 1)
     with pytest.raises(ConfigError, match="--device: the store has nothing of 'bax'; did you mean 'box'"):
-        write_set(store, tmp_path / "b", "bax", 1)
+        write_set(store, BANK, tmp_path / "b", "bax", 1)
     assert not (tmp_path / "b").exists()
 
 
 def test_a_spreadsheet_runs_nothing_and_a_column_has_one_meaning(store: Store, tmp_path: Path) -> None:
-    strange = ("=1+1", "image", "person", "", " ", "hat", "hat guess", " hat", "a\rb", "ok")
-    answers = tuple(Answer(category=name, top=(Choice(option="+cmd", probability=1),)) for name in strange)
+    names = ("image", "hat guess", "hat", "a,b")
+    categories = [Category(name, "", ("cap", "-"), (None, None)) for name in names]
+    answers = tuple(Answer(category=name, top=(Choice(option="+cmd", probability=1),)) for name in (*names, "=1+1"))
     one = person(track=1).model_copy(update={"answers": answers})
     add(store, seen(0, one, device="@evil\x1b[2J/../x", camera="-1"))
-    write_set(store, tmp_path / "a", None, 9)
+    write_set(store, categories, tmp_path / "a", None, 9)
     (row,) = table(tmp_path / "a")
-    names = ["'=1+1", "hat", "a?b", "ok"]
-    assert list(row) == ["image", "person", *names, *(f"{name} guess" for name in names)]
+    assert list(row) == ["image", "person", "hat", "a,b", "hat guess", "a,b guess"]
     assert (row["person"], row["hat guess"]) == ("'@evil?[2J/../x/7/-1/1", "'+cmd")
-    assert read_set(store, fill(tmp_path / "a", ok=["'+cmd"], **{"'=1+1": ["'+cmd"]})) == Corrected(2, 1, 0, ())
-    assert list(store.people.corrections().values()) == [{"=1+1": "+cmd", "ok": "+cmd"}]
+    file = fill(tmp_path / "a", hat=["-"], **{"a,b": ["cap"]})
+    assert read_set(store, categories, file) == Corrected(2, 1, 0, 0, ()), "a - that is an option takes nothing back"
+    assert list(store.people.corrections().values()) == [{"hat": "-", "a,b": "cap"}]
 
 
 # --- and in again -----------------------------------------------------------------------------------------------------
@@ -277,23 +281,41 @@ def test_a_spreadsheet_runs_nothing_and_a_column_has_one_meaning(store: Store, t
 
 def test_what_a_person_wrote_comes_back(store: Store, tmp_path: Path) -> None:
     add(store, seen(0, person(hat="cap helmet", bag="big")), seen(1, person(track=4, hat="none"), person(bag="small")))
-    write_set(store, tmp_path / "a", None, 9)
+    write_set(store, BANK, tmp_path / "a", None, 9)
     file = fill(tmp_path / "a", hat=["helmet", "", " cap "], bag=["", "big", "small"], note=["x", "", ""])
-    assert read_set(store, file) == Corrected(new=4, people=3, known=0, ignored=("note",))
+    assert read_set(store, BANK, file) == Corrected(new=4, people=3, known=0, taken_back=0, ignored=("note",))
     assert store.people.corrections() == {
         ("box", 7, "door", 4): {"hat": "helmet"},
         Place("box", 7, 1, 1): {"bag": "big"},
         Place("box", 7, 0, 0): {"hat": "cap", "bag": "small"},
     }
-    assert read_set(store, file) == Corrected(new=0, people=0, known=4, ignored=("note",))
+    assert read_set(store, BANK, file) == Corrected(new=0, people=0, known=4, taken_back=0, ignored=("note",))
     add(store, seen(2, person(track=4, looks=8, hat="none")))
-    write_set(store, tmp_path / "b", None, 9)
+    write_set(store, BANK, tmp_path / "b", None, 9)
     rows = table(tmp_path / "b")
     assert [(row["image"][-7:], row["hat"], row["bag"]) for row in rows] == [
         ("2-0.jpg", "helmet", ""), ("1-1.jpg", "", "big"), ("0-0.jpg", "cap", "small"),
     ], "the track's sighting is another now, and what was said of it stays"  # fmt: skip
-    assert read_set(store, fill(tmp_path / "b", hat=["none", "", ""])) == Corrected(1, 1, 2, ())
+    assert read_set(store, BANK, fill(tmp_path / "b", hat=["none", "", ""])) == Corrected(1, 1, 2, 0, ())
     assert store.people.corrections()["box", 7, "door", 4] == {"hat": "none"}
+
+
+def test_what_was_said_is_taken_back(store: Store, tmp_path: Path) -> None:
+    add(store, *(seen(seq, person(track=4, looks=seq), person(track=4), camera=f"door{seq // 2}") for seq in range(4)))
+    add(store, seen(4, person(hat="cap")))
+    store.correct([(Place("box", 7, seq, 0), "hat", "cap") for seq in range(5)], 5.0)
+    store.correct([(Place("box", 7, 3, 0), "hat", "bonnet"), (Place("box", 7, 3, 0), "bag", "big")], 6.0)
+    write_set(store, BANK, tmp_path / "a", None, 9)
+    assert [row["hat"] for row in table(tmp_path / "a")] == ["cap", "", "cap"]
+    file = fill(tmp_path / "a", hat=["cap", "-", ""], bag=["-", "", ""])
+    assert read_set(store, BANK, file) == Corrected(new=0, people=0, known=1, taken_back=1, ignored=())
+    assert store.people.corrections() == {
+        ("box", 7, "door0", 4): {"hat": "cap"},
+        ("box", 7, "door1", 4): {"bag": "big"},
+        Place("box", 7, 4, 0): {"hat": "cap"},
+    }, "of all sightings of the track, and of nobody else"
+    assert read_set(store, BANK, fill(tmp_path / "a", hat=["-", "-", ""])).taken_back == 1
+    assert store.correct([(Place("box", 7, 9, 9), "hat", None), (Place("box", 7, 4, 0), "hat", None)], 7.0) == 0
 
 
 HEAD = "image,person,hat,bag,hat guess\n"
@@ -310,7 +332,7 @@ BAD_TABLES = [
         HEAD + GOOD + "images/box-7-1-0.jpg,x,helmt,,\n",
         "line 3: hat: no such option: got 'helmt'; did you mean 'helmet'",
     ),
-    (HEAD + GOOD + "images/box-7-1-0.jpg,x,,cap,\n", "line 3: bag: no such option: got 'cap'; the store knows 'big'"),
+    (HEAD + GOOD + "images/box-7-1-0.jpg,x,,cap,\n", "line 3: bag: no such option: got 'cap'; there is 'big', 'small'"),
     (HEAD + GOOD + "images/box-7-1-0.jpg,x,\n", "line 3: expected 5 cells, got 3"),
     (HEAD + GOOD + 'images/box-7-1-0.jpg,x,"cap,,\n', "line 3: not CSV"),
     (HEAD.encode() + b"images/box-7-1-0.jpg,\xff,,,\n", "not UTF-8 text: .*; save it as UTF-8"),
@@ -325,11 +347,11 @@ def test_a_table_with_a_mistake_is_one_error_and_nothing_of_it_is_kept(
     file = tmp_path / "labels.csv"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ConfigError, match=says) as caught:
-        read_set(store, file)
+        read_set(store, BANK, file)
     assert str(file) in str(caught.value)
     assert store.people.corrections() == {}
     with pytest.raises(ConfigError, match="No such file"):
-        read_set(store, tmp_path / "none.csv")
+        read_set(store, BANK, tmp_path / "none.csv")
 
 
 # --- one question after the other -------------------------------------------------------------------------------------
@@ -350,43 +372,82 @@ class Typist:
         self.shown.append(line)
 
 
+KEYS = "Enter: the guess is right (without one: skip); a number: that one; s: skip; b: one back; q: quit"
+FIRST = "  hat: unknown; 1 none 75 %, 2 cap, 3 helmet"
+NEXT = "  hat: 1 cap 75 % (guess), 2 helmet 38 %, 3 none"
+
+
 def test_questions_are_answered_one_by_one_and_kept_at_once(store: Store) -> None:
     add(
         store,
-        seen(0, person(hat="cap helmet", bag="big")),
+        seen(0, person(hat="cap helmet bonnet", bag="huge big", age="old")),
         seen(1, person(track=4, looks=2, hat="none", unknown=True), camera="d\x1b[2J"),
         seen(2),
     )
-    typist = Typist("2", "x", "9", "s", "")
-    assert ask_people(store, typist.ask, typist.say, None, 9) == 2
+    typist = Typist("2", "", "x", "4", "s", "")
+    assert ask_people(store, BANK, typist.ask, typist.say, None, 9) == 1
     assert typist.shown == [
-        "Enter: the first is right; a number: that one; s: skip; q: quit",
-        "\nbox/d?[2J  2023-11-14T22:13:21.000+00:00  box 1 2 30 40, track 4 of 2 looks  images/box-7-1-0.jpg",
-        "  hat: unknown; 1 none 75 %, 2 cap, 3 helmet",
-        "\nbox/door  2023-11-14T22:13:20.000+00:00  box 1 2 30 40  images/box-7-0-0.jpg",
-        *["  hat: 1 cap 75 %, 2 helmet 38 %, 3 none"] * 3,
-        "  bag: 1 big 75 %",
-    ]
-    said = {("box", 7, "d\x1b[2J", 4): {"hat": "cap"}, Place("box", 7, 0, 0): {"bag": "big"}}
-    assert store.people.corrections() == said
-    again = Typist(" 3 ")
-    assert ask_people(store, again.ask, again.say, None, 9) == 1, "what was said is not asked again"
-    assert store.people.corrections()[Place("box", 7, 0, 0)] == {"bag": "big", "hat": "none"}
-    assert ask_people(store, again.ask, again.say, None, 9) == 0
-    assert len(again.shown) == 4, "and then there is nobody left"
+        KEYS,
+        "\nno picture: box/d?[2J, 2023-11-14T22:13:21.000+00:00, box 1 2 30 40, track 4 of 2 looks",
+        FIRST,
+        "  bag: 1 big, 2 small",
+        "\nno picture: box/door, 2023-11-14T22:13:20.000+00:00, box 1 2 30 40",
+        *[NEXT, KEYS] * 2,
+        NEXT,
+        "  bag: 1 big 38 %, 2 small",
+    ], "what is no option of the bundle is no guess"
+    assert store.people.corrections() == {("box", 7, "d\x1b[2J", 4): {"hat": "cap"}}
+    again = Typist("s", " 3 ", "2")
+    assert ask_people(store, BANK, again.ask, again.say, None, 9) == 2, "what was said is not asked again"
+    assert store.people.corrections()[Place("box", 7, 0, 0)] == {"bag": "small", "hat": "none"}
+    store.correct([(Place("box", 7, 1, 0), "bag", "huge")], 9.0)
+    words = Typist("1")
+    assert ask_people(store, BANK, words.ask, words.say, None, 9) == 1, "but what is no option of the bundle is"
+    assert ask_people(store, BANK, words.ask, words.say, None, 9) == 0
+    assert len(words.shown) == 4, "and then there is nobody left"
+
+
+def test_an_answer_can_be_taken_back(store: Store) -> None:
+    add(store, seen(0, person(hat="cap")), seen(1, person(hat="cap", bag="big")))
+    typist = Typist("b", "", "2", "b", "b", "b", "s", "1", "2", "b", "3")
+    assert ask_people(store, BANK, typist.ask, typist.say, None, 9) == 2
+    asked = [line.split(":")[0].strip() for line in typist.shown[1:]]
+    assert asked == [
+        "no picture", "hat", "hat", "bag", "no picture", "hat", "no picture", "bag", "hat", "hat", "bag",
+        "no picture", "hat", "bag", "hat", "bag",
+    ]  # fmt: skip
+    assert store.people.corrections() == {
+        Place("box", 7, 1, 0): {"bag": "big"},
+        Place("box", 7, 0, 0): {"hat": "none"},
+    }
+
+
+def test_a_picture_is_there_while_its_person_is_asked_about(store: Store) -> None:
+    add(store, seen(0, person(crop=True), device="a/b"))
+    typist = Typist()
+    there = []
+
+    def ask(question: str) -> str:
+        file = Path(typist.shown[-1].strip().partition(": a/b/door, ")[0])
+        there.append((file, file.read_bytes()))
+        return "q"
+
+    ask_people(store, BANK, ask, typist.say, None, 9)
+    ((file, content),) = there
+    assert (content, file.suffix, file.parent.exists()) == (JPEG, ".jpg", False)
 
 
 @pytest.mark.parametrize(("limit", "asked"), [(1, 1), (3, 3), (9, 5)])
 def test_no_more_people_are_asked_about_than_wished(store: Store, limit: int, asked: int) -> None:
     add(store, *(seen(seq, person(hat="cap")) for seq in range(5)))
-    typist = Typist(*[""] * 9)
-    assert ask_people(store, typist.ask, typist.say, "box", limit) == asked
+    typist = Typist(*["", "s"] * 9)
+    assert ask_people(store, BANK, typist.ask, typist.say, "box", limit) == asked
 
 
 def test_quit_keeps_what_was_said_before(store: Store) -> None:
     add(store, seen(0, person(hat="cap", bag="big")))
     typist = Typist("", "Q")
-    assert ask_people(store, typist.ask, typist.say, None, 9) == 1
+    assert ask_people(store, BANK, typist.ask, typist.say, None, 9) == 1
     assert store.people.corrections() == {Place("box", 7, 0, 0): {"hat": "cap"}}
 
 
@@ -398,7 +459,7 @@ def test_a_person_whom_retention_removes_meanwhile_is_passed_over(store: Store) 
         add(store, seen(2, person(hat="cap")), seen(3, person(hat="cap", bag="small")))  # their rows' numbers again
         return ""
 
-    assert ask_people(store, ask, lambda line: None, None, 9) == 0
+    assert ask_people(store, BANK, ask, lambda line: None, None, 9) == 0
     assert store.people.corrections() == {}
 
 
