@@ -62,7 +62,7 @@ class TrackConfig(Settings):
     low: Fraction = Field(
         default=0.3,
         description="a box with a score above it may continue a track, though only a person above detect.threshold "
-        "begins one",
+        "begins one, or is told of",
     )
     match_iou: Fraction = Field(
         default=0.1,

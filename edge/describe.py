@@ -208,12 +208,13 @@ class Describer:
         camera = self._camera(frame.camera)
         camera.last, camera.frames = frame, camera.frames + 1
         tracks = camera.tracker.update(found, frame.captured_at)
-        tall = tall_enough(tracks.people, config.crop.min_height)
+        sure = tracks.people.scores > config.detect.threshold  # a box of low score says that a track goes on, no more
+        tall = sure & tall_enough(tracks.people, config.crop.min_height)
         people, ids = tracks.people[tall], tracks.ids[tall]
         qualities = qualities_of(frame, people)
         due = camera.identities.due(ids, area(people.boxes), qualities, camera.frames)
-        clear = people.scores[due] > config.detect.threshold  # a box of low score shows who is where, and little else
-        return _View(frame, people, ids, due[clear][:limit], qualities, int((~tall).sum()), camera.known(tracks.ended))
+        small = int(sure.sum() - tall.sum())
+        return _View(frame, people, ids, due[:limit], qualities, small, camera.known(tracks.ended))
 
     def _followed(self, frame: Frame) -> bool:
         return self._config.track.enabled and frame.camera not in self._apart
