@@ -95,7 +95,10 @@ def embed_prompts(path: Path, bundle: Bundle, *, first_phrase: bool = False) -> 
 def bank_in(
     folder: Path, source: str, prompts: Prompts, tokens: Tokens, sha256s: Mapping[str, str], facts: EncoderFacts
 ) -> PromptBank:
-    """The bank by the text tower that lies in `folder`. sha256s: of the files there. Otherwise as below."""
+    """The bank by the text tower that lies in `folder`.
+
+    sha256s: of the files there. facts: of their image encoder. The others, and what is raised: see `bank_from_prompts`.
+    """
     with open_session(folder / TEXT) as text:
         sums = {"text_sha256": sha256s[TEXT], "image_sha256": sha256s[IMAGE]}
         return bank_from_prompts(source, prompts, tokens, text, facts.square, **sums)
