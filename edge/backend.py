@@ -1,9 +1,10 @@
-"""The seam between the project and whatever runs a graph: a Session, and the one place that chooses it."""
+"""The seam between the project and what runs a graph: a Session, an Imaging, and the one place that chooses them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,7 +12,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.values import Backend
+from edge.bank import Look
+from edge.bundle import DETECTOR, IMAGE, Bundle, DetectorFacts, EncoderFacts, Network, Precision
+from edge.values import Backend, Floats, Frame, Region
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -22,8 +27,34 @@ class TensorSpec:
     shape: tuple[int | None, ...]
 
 
+@dataclass(frozen=True)
+class OnDevice:
+    """Pictures, uint8 (n, H, W, 3) BGR, in the GPU's memory; valid until the Imaging that made them fits new frames."""
+
+    address: int
+    shape: tuple[int, int, int, int]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> OnDevice:
+        start, stop, step = rows.indices(len(self))
+        if step != 1:
+            raise ValueError(f"OnDevice must be sliced in steps of 1, got {step}")
+        _, height, width, channels = self.shape
+        shape = (max(0, stop - start), height, width, channels)
+        return OnDevice(self.address + start * height * width * channels, shape)
+
+
+Pictures = NDArray[np.uint8] | OnDevice
+Feed = NDArray[Any] | OnDevice
+
+
 class Session(AbstractContextManager["Session"], Protocol):
-    """A loaded graph. `run` may be called from one thread at a time; outputs belong to the caller."""
+    """A loaded graph. `run` may be called from one thread at a time; outputs belong to the caller.
+
+    precision: how exact its answers are. about: what runs it, in words.
+    """
 
     @property
     def inputs(self) -> Mapping[str, TensorSpec]: ...
@@ -31,20 +62,109 @@ class Session(AbstractContextManager["Session"], Protocol):
     @property
     def outputs(self) -> Mapping[str, TensorSpec]: ...
 
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    @property
+    def precision(self) -> Precision: ...
+
+    @property
+    def about(self) -> str: ...
+
+    def run(self, feeds: Mapping[str, Feed]) -> dict[str, NDArray[Any]]:
         """All outputs for these inputs. Raises BackendError."""
         ...
 
     def close(self) -> None: ...
 
 
-def open_session(graph: Path | bytes, backend: Backend = "onnxruntime", *, threads: int = 0) -> Session:
-    """Load an ONNX file, or the bytes of one, on this backend.
+class Imaging(Protocol):
+    """Frames to the pictures that networks take, made where the networks run."""
+
+    def fit(self, frames: Sequence[Frame], facts: DetectorFacts) -> Pictures:
+        """Whole frames as the detector takes them: (f, H, W, 3)."""
+        ...
+
+    def crop(self, parts: Sequence[tuple[Frame, Floats]], facts: EncoderFacts, look: Look, region: Region) -> Pictures:
+        """(n, S, S, 3): one picture per row of all the parts' boxes (k, 4) px, in order; n may be 0."""
+        ...
+
+    def mirror(self, pictures: Pictures) -> Pictures:
+        """The same with left and right changed."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sessions:
+    """A bundle's two networks for the box, and what makes their pictures."""
+
+    detector: Session
+    encoder: Session
+    imaging: Imaging
+
+
+def open_session(graph: Path | bytes, *, threads: int = 0) -> Session:
+    """Load an ONNX file, or the bytes of one, on ONNX Runtime.
 
     threads: CPU threads for one run; 0 takes every core. Raises BackendError.
     """
-    match backend:
+    from edge.ort import OrtSession
+
+    return OrtSession(graph, threads=threads)
+
+
+@contextmanager
+def open_sessions(bundle: Bundle, backend: Backend = "auto", *, threads: int = 0) -> Iterator[Sessions]:
+    """Detector and image encoder of a bundle, on TensorRT or ONNX Runtime.
+
+    auto is TensorRT where the bundle has engines and the machine an NVIDIA GPU, and else ONNX Runtime: a GPU whose
+    engines are missing or of another platform is an error then, never a quiet run on the CPU.
+
+    threads: of a CPU, for one run; 0 takes every core. Raises BundleError: no engine for exactly this device;
+    BackendError: a runtime that is missing or refuses.
+    """
+    match _chosen(bundle) if backend == "auto" else backend:
+        case "tensorrt":
+            from edge import trt
+            from edge.cuda import open_cuda
+            from edge.gpu import CudaImaging
+
+            with closing(open_cuda()) as cuda:
+                here = trt.platform(trt.load(), cuda.gpu)
+
+                def opened(network: Network) -> trt.TrtSession:
+                    name, engine = bundle.engine_for(network, here)
+                    plan, batches = bundle.file(name).read_bytes(), engine.fingerprint.batches
+                    return trt.TrtSession(
+                        plan, cuda, name=name, batches=batches, precision=engine.fingerprint.precision
+                    )
+
+                with (
+                    opened(DETECTOR) as detector,
+                    opened(IMAGE) as encoder,
+                    closing(CudaImaging(cuda)) as imaging,
+                ):
+                    yield Sessions(detector, encoder, imaging)
         case "onnxruntime":
+            from edge.imaging import HostImaging
             from edge.ort import OrtSession
 
-            return OrtSession(graph, threads=threads)
+            facts = bundle.manifest
+            with (
+                OrtSession(bundle.file(DETECTOR), threads=threads, precision=facts.detector.precision) as detector,
+                OrtSession(bundle.file(IMAGE), threads=threads, precision=facts.encoder.precision) as encoder,
+            ):
+                yield Sessions(detector, encoder, HostImaging())
+
+
+def _chosen(bundle: Bundle) -> Backend:
+    """What "auto" means here."""
+    from edge.cuda import gpu_count
+
+    gpus, engines = gpu_count(), bundle.manifest.engines
+    if gpus and engines:
+        return "tensorrt"
+    if gpus:
+        log.warning(
+            "%s has no engine for the GPU of this machine, which stays idle; `make export` builds one", bundle.path
+        )
+    elif engines:
+        log.info("no NVIDIA GPU here for the engines of %s: ONNX Runtime runs its graphs", bundle.path)
+    return "onnxruntime"

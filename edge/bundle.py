@@ -1,9 +1,11 @@
 """CONTRACT 1: the bundle, a folder with a manifest that export writes and the box reads.
 
     engines/<name>/  manifest.json  detector.onnx  image.onnx  text.onnx  vocabulary.txt.gz  golden.npz  prompts.npz
+                     detector-fp16.onnx  image-fp16.onnx  detector-<sum>.engine  image-<sum>.engine  timing.cache
 
 The manifest names every file but the prompt bank with its sha256 and is sealed by its own. The bank is sealed by itself
-(`PromptBank.to_bytes`), so that new questions replace prompts.npz alone, in one rename, under a running box.
+(`PromptBank.to_bytes`), so that new questions replace prompts.npz alone, in one rename, under a running box. The second
+line is there for boxes with TensorRT: an engine fits one kind of machine only, which its fingerprint tells.
 """
 
 from __future__ import annotations
@@ -11,21 +13,25 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from edge.bank import MEND_BANK, PromptBank, SquareMode
 from edge.errors import BundleError
 
 Precision = Literal["fp32", "fp16"]
 ResizeMode = Literal["stretch", "letterbox"]
+Network = Literal["detector.onnx", "image.onnx"]  # what runs on a box
 
 MANIFEST = "manifest.json"
-DETECTOR = "detector.onnx"  # image uint8 (n, H, W, 3) BGR -> boxes float32 (n, A, 4), scores float32 (n, A, K)
-IMAGE = "image.onnx"  # image uint8 (n, S, S, 3) BGR -> embedding float32 (n, d)
+DETECTOR: Network = "detector.onnx"  # image uint8 (n, H, W, 3) BGR -> boxes float32 (n, A, 4), scores float32 (n, A, K)
+IMAGE: Network = "image.onnx"  # image uint8 (n, S, S, 3) BGR -> embedding float32 (n, d)
+HALF: dict[Network, str] = {DETECTOR: "detector-fp16.onnx", IMAGE: "image-fp16.onnx"}  # the same, typed fp16
+TIMING = "timing.cache"  # what TensorRT measured while it built; a second build is quicker with it
 TEXT = "text.onnx"  # tokens int64 (n, 77) -> embedding float32 (n, d); never loaded on the box
 VOCABULARY = "vocabulary.txt.gz"  # how words become the tokens of text.onnx
 GOLDEN = "golden.npz"
@@ -72,6 +78,66 @@ class EncoderFacts(_Facts):
     precision: Precision = Field(description="of weights and activations; outputs are float32")
 
 
+def _ascending(batches: tuple[int, ...]) -> tuple[int, ...]:
+    if any(low >= high for low, high in pairwise(batches)):
+        raise ValueError(f"sizes should ascend, got {batches}")
+    return batches
+
+
+Batches = Annotated[
+    tuple[Annotated[int, Field(gt=0)], ...],
+    AfterValidator(_ascending),
+    Field(min_length=1, description="sizes an engine is tuned for, ascending; it takes every number up to the last"),
+]
+
+
+class EnginePlan(_Facts):
+    """What engines are to be like, on whatever machine they are built."""
+
+    detector_batches: Batches
+    encoder_batches: Batches
+    workspace_mib: int = Field(gt=0, description="memory that TensorRT may try tactics with, MiB")
+
+    def batches(self, network: Network) -> tuple[int, ...]:
+        return self.detector_batches if network == DETECTOR else self.encoder_batches
+
+
+class Platform(_Facts):
+    """The kind of machine that an engine runs on: no other, and no other TensorRT."""
+
+    tensorrt: str = Field(description="version of TensorRT")
+    compute_capability: str = Field(description="of the GPU, as in 8.7")
+    gpu: str = Field(description="the GPU's name")
+
+    def __str__(self) -> str:
+        return f"{self.gpu} (sm_{self.compute_capability.replace('.', '')}), TensorRT {self.tensorrt}"
+
+
+class Fingerprint(_Facts):
+    """Everything that must be equal for an engine to be the right one."""
+
+    platform: Platform
+    precision: Precision
+    onnx_sha256: str = Field(description="of the graph that it was built from")
+    batches: Batches
+
+    def short(self) -> str:
+        """12 hex digits that name it."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
+
+
+class EngineFacts(_Facts):
+    """A TensorRT engine among the bundle's files."""
+
+    network: Network = Field(description="the graph whose place it takes")
+    graph: str = Field(description="the file that it was built from")
+    fingerprint: Fingerprint
+    held: tuple[str, ...] = Field(description="what had to compute in fp32 to be right: rungs of export/hold.py")
+    verified: str = Field(
+        description="how far it is from ONNX Runtime on the fp32 graph, as measured when it was built"
+    )
+
+
 class Manifest(_Facts):
     """The facts of one bundle; every number about the models that the box needs is here and nowhere else."""
 
@@ -81,6 +147,8 @@ class Manifest(_Facts):
     detector: DetectorFacts
     encoder: EncoderFacts
     files: dict[str, str] = Field(description="file name -> sha256")
+    engine: EnginePlan | None = Field(default=None, description="none: no engines are meant to be built")
+    engines: dict[str, EngineFacts] = Field(default={}, description="file name -> what it is")
     steps: dict[str, str] = Field(description="export step -> sha256 of its inputs; an unchanged step is not run again")
 
     def seal(self) -> str:
@@ -117,6 +185,10 @@ class Manifest(_Facts):
 MEND = "build it with `make export`, or `python -m export build RECIPE`"
 
 
+def _mend_engines(bundle: Path) -> str:
+    return f"build it on this machine with `make export`, or `python -m export engines {bundle}`"
+
+
 @dataclass(frozen=True, eq=False)
 class Bundle:
     """An opened bundle: its files' hashes were right when it was opened."""
@@ -127,6 +199,34 @@ class Bundle:
 
     def file(self, name: str) -> Path:
         return self.path / name
+
+    def engine_for(self, network: Network, here: Platform) -> tuple[str, EngineFacts]:
+        """The engine of a network for exactly this platform, by file name. Raises BundleError: what does not fit."""
+        plan, files = self.manifest.engine, self.manifest.files
+        built = {name: facts for name, facts in self.manifest.engines.items() if facts.network == network}
+        if plan is None or not built:
+            raise BundleError(f"{self.path}: no engine for {network}", remedy=_mend_engines(self.path))
+        faults = {}
+        for name, facts in built.items():
+            one, graph = facts.fingerprint, files.get(facts.graph, "absent")
+            pairs = [
+                ("GPU", here.gpu, one.platform.gpu),
+                ("compute capability", here.compute_capability, one.platform.compute_capability),
+                ("TensorRT", here.tensorrt, one.platform.tensorrt),
+                ("precision", "fp16", one.precision),
+                (facts.graph, f"sha256 {graph[:12]}", f"sha256 {one.onnx_sha256[:12]}"),
+                ("batches", plan.batches(network), one.batches),
+            ]
+            faults[name] = [pair for pair in pairs if pair[1] != pair[2]]
+        name = min(faults, key=lambda name: len(faults[name]))
+        for what, expected, got in faults[name]:
+            raise BundleError(
+                f"{self.file(name)}: built for another {what}",
+                expected=expected,
+                got=got,
+                remedy=_mend_engines(self.path),
+            )
+        return name, built[name]
 
     def read_bank(self) -> PromptBank:
         """The prompt bank as it is on disk now, checked against this bundle's encoder. Raises BundleError."""
@@ -150,7 +250,7 @@ def open_bundle(path: Path, *, words: bool = True) -> Bundle:
     if not path.is_dir():
         raise BundleError(f"{path}: no bundle here", expected="a folder with manifest.json", remedy=MEND)
     manifest = Manifest.read(path / MANIFEST)
-    for name in (DETECTOR, IMAGE, TEXT, VOCABULARY, GOLDEN):
+    for name in (DETECTOR, IMAGE, TEXT, VOCABULARY, GOLDEN, *manifest.engines):
         if name not in manifest.files:
             raise BundleError(f"{path / MANIFEST}: files: no {name}", remedy=MEND)
     for name, wanted in manifest.files.items():

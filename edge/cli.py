@@ -17,7 +17,7 @@ import click
 import cv2
 import numpy as np
 
-from edge.backend import Session, open_session
+from edge.backend import Sessions, open_sessions
 from edge.bundle import DETECTOR, GOLDEN, IMAGE, Bundle, open_bundle
 from edge.capture import Cameras, CameraState
 from edge.commands import Commands
@@ -157,8 +157,8 @@ def check(config: Path) -> None:
 def selftest(bundle: Path) -> None:
     """Run the bundle's golden inputs on this machine and compare: what a box does before it serves."""
     opened = open_bundle(bundle)
-    with _sessions(opened, RuntimeConfig()) as (detector, encoder):
-        for line in _tested(opened, detector, encoder):
+    with open_sessions(opened) as sessions:
+        for line in _tested(opened, sessions):
             click.echo(line)
 
 
@@ -194,25 +194,17 @@ def _check_sensitive(where: str, names: Sequence[str], bundle: Bundle) -> None:
 
 
 @contextmanager
-def _sessions(bundle: Bundle, runtime: RuntimeConfig) -> Iterator[tuple[Session, Session]]:
-    """Detector and image encoder, loaded."""
-    with (
-        open_session(bundle.file(DETECTOR), runtime.backend, threads=runtime.threads) as detector,
-        open_session(bundle.file(IMAGE), runtime.backend, threads=runtime.threads) as encoder,
-    ):
-        yield detector, encoder
-
-
-@contextmanager
 def _describer(
     bundle: Bundle, config: DescribeConfig, runtime: RuntimeConfig, apart: Sequence[str] = ()
 ) -> Iterator[Describer]:
     """Everything between capture and publish, after the self-test: a box that fails it does not serve."""
-    with _sessions(bundle, runtime) as (detector, encoder):
-        _tested(bundle, detector, encoder)
+    with open_sessions(bundle, runtime.backend, threads=runtime.threads) as sessions:
+        _tested(bundle, sessions)
+        logging.info("%s", sessions.encoder.about)
         facts, low = bundle.manifest, config.track.low if config.track.enabled else None
-        finder = Detector(detector, facts.detector, config.detect, low)
-        yield Describer(bundle, finder, Encoder(encoder, facts.encoder), config, apart)
+        finder = Detector(sessions.detector, facts.detector, config.detect, low)
+        encoder = Encoder(sessions.encoder, facts.encoder)
+        yield Describer(bundle, finder, encoder, config, apart)
 
 
 @contextmanager
@@ -227,11 +219,12 @@ def _outlet(config: EdgeConfig, keys: tuple[KeyPair, str] | None) -> Iterator[Pu
         yield publisher
 
 
-def _tested(bundle: Bundle, detector: Session, encoder: Session) -> list[str]:
-    golden = Golden.read(bundle.file(GOLDEN))
+def _tested(bundle: Bundle, sessions: Sessions) -> list[str]:
+    """What the golden inputs gave, one line each. Raises BundleError where they gave something else."""
+    golden, detector, encoder = Golden.read(bundle.file(GOLDEN)), sessions.detector, sessions.encoder
     return [
-        f"{DETECTOR}: {golden.check_detector(detector, DETECTOR)}",
-        f"{IMAGE}: {golden.check_encoder(encoder, IMAGE, bundle.manifest.encoder.precision)}",
+        f"{DETECTOR} on {detector.about}: {golden.check_detector(detector, DETECTOR)}",
+        f"{IMAGE} on {encoder.about}: {golden.check_encoder(encoder, IMAGE, encoder.precision)}",
     ]
 
 

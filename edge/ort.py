@@ -11,7 +11,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from edge.backend import TensorSpec
+from edge.backend import Feed, TensorSpec
+from edge.bundle import Precision
 from edge.errors import BackendError
 
 _DTYPES = {
@@ -23,9 +24,10 @@ _DTYPES = {
 
 
 class OrtSession:
-    """A graph on ONNX Runtime's CPU provider. threads: per run; 0 takes every core."""
+    """A graph on ONNX Runtime's CPU provider. threads: per run; 0 takes every core. precision: the graph's own."""
 
-    def __init__(self, graph: Path | bytes, *, threads: int = 0) -> None:
+    def __init__(self, graph: Path | bytes, *, threads: int = 0, precision: Precision = "fp32") -> None:
+        self.precision, self.about = precision, f"ONNX Runtime {ort.__version__} on the CPU"
         self._name = str(graph) if isinstance(graph, Path) else "graph in memory"
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
@@ -42,7 +44,7 @@ class OrtSession:
         except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
             raise BackendError(f"{self._name}: ONNX Runtime {ort.__version__} cannot load it: {error}") from error
 
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def run(self, feeds: Mapping[str, Feed]) -> dict[str, NDArray[Any]]:
         """All outputs for these inputs. Raises BackendError."""
         if self._session is None:
             raise BackendError(f"{self._name}: the session is closed")

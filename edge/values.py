@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 Image = NDArray[np.uint8]  # (H, W, 3) BGR
 Floats = NDArray[np.float32]
-Backend = Literal["onnxruntime"]  # what executes a graph
+Backend = Literal["auto", "onnxruntime", "tensorrt"]  # what executes a graph
 Region = Literal["whole", "head", "upper", "lower", "feet"]  # the part of a person that a question looks at
 
 
