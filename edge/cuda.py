@@ -16,6 +16,10 @@ INSTALL = (
     'install one: `pip install "cuda-bindings<13"` on JetPack 6 and CUDA 12, `pip install "cuda-bindings>=13"` on '
     "JetPack 7 and CUDA 13, or `pip install pycuda`, which needs nvcc"
 )
+NO_DRIVER = (
+    "a Jetson's comes with JetPack, a desktop's is NVIDIA's (`nvidia-smi` shows it; containers need --gpus or "
+    '--runtime nvidia); without a GPU set backend = "onnxruntime"'
+)
 _DRIVERS = ("libcuda.so.1", "libcuda.so")
 
 
@@ -156,7 +160,7 @@ def gpu_count() -> int:
     return count.value
 
 
-def out_of_memory(wanted: int, free: int, total: int, kind: str = "GPU") -> BackendError:
+def out_of_memory(wanted: int, free: int, total: int, *, kind: str = "GPU") -> BackendError:
     """The one sentence for it, whichever binding refused. All in bytes."""
     return BackendError(
         f"out of {kind} memory",
