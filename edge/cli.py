@@ -22,7 +22,6 @@ from edge.bundle import DETECTOR, GOLDEN, IMAGE, Bundle, open_bundle
 from edge.capture import Cameras, CameraState
 from edge.commands import Commands
 from edge.config import DescribeConfig, EdgeConfig, MatchConfig, RuntimeConfig, TrackConfig, read_edge_config
-from edge.crop import cut
 from edge.describe import Described, Describer
 from edge.detect import Detector
 from edge.draw import draw
@@ -31,6 +30,7 @@ from edge.errors import CaptureError, ConfigError
 from edge.events import Header
 from edge.golden import Golden
 from edge.images import image_files, read_image
+from edge.imaging import cut
 from edge.keys import KeyPair, new_key, publish_keys, secure_client
 from edge.pipeline import Reporter
 from edge.pipeline import run as loop

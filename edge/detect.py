@@ -4,46 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 
-from edge.backend import Session
+from edge.backend import Imaging, Session
 from edge.boxes import area
 from edge.boxes import iou as overlap_of
-from edge.bundle import DetectorFacts, ResizeMode
+from edge.bundle import DetectorFacts
 from edge.config import DetectConfig, Overlap
 from edge.errors import BundleError
-from edge.values import Detections, Floats, Frame, Image
+from edge.imaging import HostImaging
+from edge.placement import fitted
+from edge.values import Detections, Floats, Frame
 
 PERSON = "person"
-_GREY = 128  # Darknet fills a letterbox with 0.5
 
 
 class Detector:
     """Finds the people of each frame.
 
     low: also tells of boxes with a score above it that are no people by the configuration and overlap none; a tracker
-    knows what to make of them. Raises BundleError where the bundle keeps no class "person".
+    knows what to make of them. imaging: makes the net's pictures; without one, they are made on the CPU. Raises
+    BundleError where the bundle keeps no class "person".
     """
 
-    def __init__(self, session: Session, facts: DetectorFacts, config: DetectConfig, low: float | None = None) -> None:
+    def __init__(
+        self,
+        session: Session,
+        facts: DetectorFacts,
+        config: DetectConfig,
+        low: float | None = None,
+        imaging: Imaging | None = None,
+    ) -> None:
         if PERSON not in facts.classes:
             kept = ", ".join(facts.classes)
             raise BundleError(
                 f"the detector keeps no class {PERSON!r}", got=kept, remedy="add it to `keep` in the recipe"
             )
         self._session, self._facts, self._config, self._low = session, facts, config, low
+        self._imaging = imaging or HostImaging()
         self._column = facts.classes.index(PERSON)
 
     def __call__(self, frames: Sequence[Frame]) -> list[Detections]:
         """One Detections per frame, in one run of the graph. Raises BackendError."""
         if not frames:
             return []
-        facts = self._facts
-        inputs = np.stack(
-            [fit(frame.image, facts.width, facts.height, facts.resize) for frame in frames]
-        )  # (f, H, W, 3)
-        outputs = self._session.run({"image": inputs})
+        outputs = self._session.run({"image": self._imaging.fit(frames, self._facts)})
         return [
             self._people(frame, boxes, scores)
             for frame, boxes, scores in zip(frames, outputs["boxes"], outputs["scores"][..., self._column], strict=True)
@@ -63,25 +68,12 @@ class Detector:
         return Detections(np.concatenate([people.boxes, rest.boxes]), np.concatenate([people.scores, rest.scores]))
 
 
-def fit(image: Image, width: int, height: int, resize: ResizeMode) -> Image:
-    """A frame as the net takes it: (height, width, 3) uint8 BGR.
-
-    stretch ignores the aspect ratio, as Darknet's own test code does; letterbox keeps it and fills with grey.
-    """
-    if resize == "stretch":
-        return _resized(image, width, height)
-    inner_w, inner_h, left, top = _inner(image.shape[1], image.shape[0], width, height)
-    canvas = np.full((height, width, 3), _GREY, np.uint8)
-    canvas[top : top + inner_h, left : left + inner_w] = _resized(image, inner_w, inner_h)
-    return canvas
-
-
 def unfit(boxes: Floats, frame_width: int, frame_height: int, facts: DetectorFacts) -> Floats:
-    """Boxes (n, 4) in 0..1 of the net input -> (n, 4) px of the frame, clipped to it. The inverse of `fit`."""
+    """Boxes (n, 4) in 0..1 of the net input -> (n, 4) px of the frame, clipped to it. The inverse of `fitted`."""
     placed = np.array(boxes, np.float32)
     xs, ys = placed[:, 0::2], placed[:, 1::2]  # views
     if facts.resize == "letterbox":
-        inner_w, inner_h, left, top = _inner(frame_width, frame_height, facts.width, facts.height)
+        left, top, inner_w, inner_h = fitted(frame_width, frame_height, facts).targets[0].tolist()
         xs[:] = (xs * facts.width - left) / inner_w
         ys[:] = (ys * facts.height - top) / inner_h
     xs[:] = np.clip(xs * frame_width, 0, frame_width)
@@ -108,14 +100,3 @@ def one_per_person(boxes: Floats, scores: Floats, iou: float, overlap: Overlap) 
         kept.append(union if overlap == "merge" else boxes[best])
         scored.append(scores[best])
     return Detections(np.stack(kept), np.array(scored, np.float32)) if kept else Detections.empty()
-
-
-def _inner(frame_width: int, frame_height: int, width: int, height: int) -> tuple[int, int, int, int]:
-    """Width, height, left, top (px) of the picture inside its letterbox."""
-    scale = min(width / frame_width, height / frame_height)
-    inner_w, inner_h = max(1, round(frame_width * scale)), max(1, round(frame_height * scale))
-    return inner_w, inner_h, (width - inner_w) // 2, (height - inner_h) // 2
-
-
-def _resized(image: Image, width: int, height: int) -> Image:
-    return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)

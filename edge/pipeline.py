@@ -12,8 +12,8 @@ import numpy as np
 
 from edge import events
 from edge.capture import Cameras
-from edge.crop import cut
 from edge.describe import Described, Describer
+from edge.imaging import cut
 from edge.track import Ended
 from edge.values import Floats, Frame
 

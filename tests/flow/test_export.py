@@ -19,11 +19,11 @@ from edge.backend import open_session
 from edge.bank import PromptBank
 from edge.bundle import open_bundle
 from edge.config import DetectConfig
-from edge.crop import crops_of
 from edge.detect import Detector
 from edge.errors import BundleError
 from edge.golden import Golden
 from edge.images import read_image
+from edge.imaging import crops_of
 from edge.values import Frame
 from export.pack import alone
 from tests.flow.conftest import ROOT, command, starter

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from edge.bundle import DetectorFacts, ResizeMode
 from edge.config import DetectConfig, Overlap
-from edge.detect import Detector, fit, one_per_person, unfit
+from edge.detect import Detector, one_per_person, unfit
 from edge.errors import BackendError, BundleError
+from edge.imaging import fit
 from edge.values import Frame
 from tests.fakes import DETECTOR_FACTS, FakeSession, frame
 
@@ -174,7 +175,7 @@ def test_what_the_net_sees_is_placed_where_it_was(
     x2, y2 = int(x1 + corners[2] * width), int(y1 + corners[3] * height)
     image = np.zeros((height, width, 3), np.uint8)
     image[y1:y2, x1:x2] = 255
-    seen = fit(image, facts.width, facts.height, resize)
+    seen = fit(image, facts)
     assert seen.shape == (64, 96, 3)
     (box,) = unfit(rectangle_in(seen, facts), width, height, facts)
     pixel = max(width / facts.width, height / facts.height, 1)  # of the net, in px of the frame
@@ -226,25 +227,6 @@ def test_a_box_in_the_grey_of_the_letterbox_has_no_area() -> None:
     assert len(one_per_person(placed, np.array([0.9], F32), 0.5, "nms")) == 0
 
 
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 3000), (3000, 1), (32, 64), (33, 64)])
-@pytest.mark.parametrize("resize", ["stretch", "letterbox"])
-def test_every_frame_fits(height: int, width: int, resize: ResizeMode) -> None:
-    image = frame(height, width).image
-    before = image.copy()
-    seen = fit(image, 64, 32, resize)
-    assert seen.shape == (32, 64, 3)
-    assert seen.dtype == np.uint8
-    assert (image == before).all()
-
-
-def test_the_letterbox_is_grey_and_keeps_the_aspect_ratio() -> None:
-    seen = fit(np.full((100, 100, 3), 255, np.uint8), 64, 32, "letterbox")
-    assert (seen[:, 16:48] == 255).all()
-    assert (seen[:, :16] == 128).all()
-    assert (seen[:, 48:] == 128).all()
-    assert (fit(np.full((100, 100, 3), 255, np.uint8), 64, 32, "stretch") == 255).all()
-
-
 # ---- the Detector ----
 
 
@@ -273,7 +255,7 @@ def test_one_detections_per_frame_in_one_run(sizes: list[tuple[int, int]]) -> No
         assert list(feed) == ["image"]
         assert feed["image"].dtype == np.uint8
         for one, image in zip(frames, feed["image"], strict=True):
-            assert (image == fit(one.image, 64, 32, "stretch")).all()
+            assert (image == fit(one.image, STRETCH)).all()
     else:
         assert session.feeds == []
 

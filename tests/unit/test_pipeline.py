@@ -18,10 +18,10 @@ from edge import events
 from edge.bank import Look, PromptBank
 from edge.bundle import PROMPTS, open_bundle
 from edge.config import CropConfig, DescribeConfig, MatchConfig, TrackConfig
-from edge.crop import crops_of, cut
 from edge.describe import Described, Describer, largest, tall_enough
 from edge.detect import Detector
 from edge.encode import Encoder
+from edge.imaging import crops_of, cut
 from edge.match import match
 from edge.pipeline import Reporter, run
 from edge.values import Category, Detections, Floats, Frame, Matches, Region
