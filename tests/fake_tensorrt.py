@@ -1,4 +1,4 @@
-"""A `tensorrt` of any of seven versions without TensorRT: its members are the real ones, and ONNX Runtime does its work.
+"""A `tensorrt` of any of seven versions without TensorRT: its members are the real ones, ONNX Runtime does the work.
 
 tests/tensorrt_api.json holds the members of each version's classes, read off the real bindings. A member that a version
 does not have raises AttributeError, as does `hasattr`; one that it has and this fake does not: NotImplementedError.
@@ -57,8 +57,8 @@ class Watch:
     answer_shape: dict[str, tuple[int, ...]] = field(default_factory=dict)  # get_tensor_shape of these lies
 
     events: list[str] = field(default_factory=list)  # "+runtime", "+context 0", "-context 0", … in order
-    runs: list[tuple[int, dict[str, tuple[int, ...]], dict[str, int], int]] = field(default_factory=list)
-    # profile, shape and address of each tensor, stream
+    runs: list[tuple[int, dict[str, tuple[int, ...]], dict[str, int]]] = field(default_factory=list)
+    # each enqueue: profile, shape of each input, address of each tensor
     builds: list[dict[str, Any]] = field(default_factory=list)  # the header of each plan that was built
     mistakes: list[str] = field(default_factory=list)  # things let go while something still stood on them
 

@@ -428,12 +428,12 @@ class Builder(Gated):
             yield "Network must have at least one output"
         for tensor in network._inputs:
             if -1 in tensor._shape and not config._profiles:
-                yield f"Network has dynamic or shape inputs, but no optimization profile has been defined: {tensor._name}"
+                yield f"Network has dynamic inputs, but no optimization profile has been defined: {tensor._name}"
             for profile in config._profiles:
                 shapes = profile._shapes.get(tensor._name)
                 if shapes is None or any(
                     len(shape) != len(tensor._shape)
-                    or any(want not in (-1, got) for want, got in zip(tensor._shape, shape))
+                    or any(want not in (-1, got) for want, got in zip(tensor._shape, shape, strict=True))
                     for shape in shapes
                 ):
                     yield f"{tensor._name}: dynamic input is missing dimensions in profile, or they differ: {shapes}"

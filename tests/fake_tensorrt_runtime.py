@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from tests.fake_cuda import FakeCuda, on_stream
 from tests.fake_tensorrt import NUMPY, Gated
 from tests.fake_tensorrt_builder import MAGIC
 
@@ -130,6 +131,7 @@ class IExecutionContext(Gated):
         self._profile = -1 if any(context._profile == 0 for context in engine._contexts) else 0
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
+        self._state = 0  # counts changes: a CUDA graph holds for one
         self._home._watch.events.append(f"+context {number}")
 
     def __del__(self) -> None:
@@ -151,7 +153,7 @@ class IExecutionContext(Gated):
         if profile_index in taken or not 0 <= profile_index < len(engine._header["profiles"]):
             self._home._log("ERROR", f"setOptimizationProfileAsync: profile {profile_index} is out of range or in use")
             return False
-        self._profile, self._shapes = profile_index, {}
+        self._profile, self._shapes, self._state = profile_index, {}, self._state + 1
         return True
 
     def set_input_shape(self, name: str, shape: Any) -> bool:
@@ -159,7 +161,7 @@ class IExecutionContext(Gated):
         if name in engine._inputs and self._profile >= 0:
             low, _, high = engine._header["profiles"][self._profile][name]
             if len(shape) == len(low) and all(a <= size <= b for a, size, b in zip(low, shape, high, strict=True)):
-                self._shapes[name] = shape
+                self._shapes[name], self._state = shape, self._state + 1
                 return True
         self._home._log(
             "ERROR", f"IExecutionContext::setInputShape: Static dimension or profile mismatch: {name} {shape}"
@@ -185,16 +187,16 @@ class IExecutionContext(Gated):
         if name not in self._alive()._tensors:
             self._home._log("ERROR", f"IExecutionContext::setTensorAddress: no tensor {name}")
             return False
-        self._addresses[name] = int(memory)
+        self._addresses[name], self._state = int(memory), self._state + 1
         return True
 
     def get_tensor_address(self, name: str) -> int:
         return self._addresses.get(name, 0)
 
     def execute_async_v3(self, stream_handle: int) -> bool:
-        """Read the inputs, run the graph, write the outputs: now, for a stream whose work is done when it is asked for."""
-        engine, watch = self._alive(), self._home._watch
-        watch.runs.append((self._profile, dict(self._shapes), dict(self._addresses), stream_handle))
+        """Ask the stream's FakeCuda to read the inputs, run the graph, and write the outputs."""
+        engine, watch, cuda = self._alive(), self._home._watch, on_stream(stream_handle)
+        watch.runs.append((self._profile, dict(self._shapes), dict(self._addresses)))
         missing = [name for name in engine._tensors if not self._addresses.get(name)] + self.infer_shapes()
         if watch.refuse_enqueue:
             watch.refuse_enqueue -= 1
@@ -202,12 +204,24 @@ class IExecutionContext(Gated):
         if missing:
             self._home._log("ERROR", f"IExecutionContext::enqueueV3: Error Code 3: {missing[-1]}: no address or shape")
             return False
-        feeds = {}
+        state = self._state
+
+        def action() -> None:
+            if self._state != state:
+                watch.mistakes.append("a CUDA graph is replayed after its context was changed")
+            self._execute(cuda)
+
+        cuda.enqueue(action)
+        return True
+
+    def _execute(self, cuda: FakeCuda) -> None:
+        engine, feeds = self._alive(), {}
         for name in engine._inputs:
             dtype, shape = np.dtype(NUMPY[engine._tensors[name][0]]), self._shapes[name]
-            raw = ctypes.string_at(self._addresses[name], dtype.itemsize * int(np.prod(shape)))
-            feeds[name] = np.frombuffer(raw, dtype).reshape(shape)
+            size = dtype.itemsize * int(np.prod(shape))
+            cuda._inside(self._addresses[name], size)
+            feeds[name] = np.frombuffer(ctypes.string_at(self._addresses[name], size), dtype).reshape(shape)
         names = [name for name in engine._tensors if name not in engine._inputs]
         for name, answer in zip(names, engine._session.run(names, feeds), strict=True):
+            cuda._inside(self._addresses[name], answer.nbytes)
             ctypes.memmove(self._addresses[name], np.ascontiguousarray(answer).ctypes.data, answer.nbytes)
-        return True
