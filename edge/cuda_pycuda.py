@@ -169,11 +169,10 @@ class PycudaCuda:
     def close(self) -> None:
         if self._driver is None:
             return
-        stream = [self._stream.synchronize] if self._stream is not None else []
         memory = [owner.free for owner in (*self._memory.values(), *self._pinned.values())]
         context = [self._context.pop, self._context.detach] if self._context is not None else []
         refused = None
-        for step in [*stream, self._forget, *memory, *context]:
+        for step in [self._wait, self._forget, *memory, *context]:
             try:
                 with self._asked():
                     step()
@@ -182,6 +181,11 @@ class PycudaCuda:
         self._memory, self._pinned, self._context, self._driver = {}, {}, None, None
         if refused is not None:
             raise refused
+
+    def _wait(self) -> None:
+        """Nothing is taken away under running work; not in `close`, where a bound method would keep the stream."""
+        if self._stream is not None:
+            self._stream.synchronize()
 
     def _forget(self) -> None:
         """Each of these releases itself when its last reference goes."""
