@@ -80,16 +80,18 @@ class _Held:
             for output, follows in zip(node.output, self._follows[node.name][1], strict=True)
             if follows
         }
+        self._ends = {output.name for output in graph.graph.output}
         self._copies: dict[str, onnx.TensorProto] = {}  # weights in float32, by their new name
         self._written: set[str] = set()  # Casts
 
     def nodes(self) -> Iterator[onnx.NodeProto]:
-        ends = {output.name for output in self._graph.output}
         for old in self._graph.node:
             if old.output[0] in self._casts:
-                if old.output[0] in ends and old.output[0] not in self._written:  # an output keeps its name: a Cast too
+                if (
+                    old.output[0] in self._ends and old.output[0] not in self._written
+                ):  # an output keeps its name: a Cast too
                     root = self._root(old.input[0])
-                    source = root if root in self._widened else old.input[0]
+                    source = self._wide(root) if root in self._widened else old.input[0]
                     yield from self._chain(source)
                     self._written.add(old.output[0])
                     yield _cast(source, old.output[0], _kind(old))
@@ -100,13 +102,16 @@ class _Held:
             for slot, (value, follows) in enumerate(zip(old.input, takes, strict=True)):
                 node.input[slot], needed = self._fed(old.name, value, follows)
                 yield from needed
-            given_out = [output for output in node.output if output in self._widened and output in ends]
-            for slot, output in enumerate(node.output):
-                if output in given_out:
-                    node.output[slot] = f"{output}/{_SUFFIX[_FLOAT]}"
+            made = list(old.output)
+            node.output[:] = [self._wide(output) if output in self._widened else output for output in made]
             yield node
-            for output in given_out:
-                yield _cast(f"{output}/{_SUFFIX[_FLOAT]}", output, _HALF)
+            for now, output in zip(node.output, made, strict=True):
+                if now != output:
+                    yield helper.make_node("Cast", [now], [output], name=f"{output}/{_SUFFIX[_HALF]}", to=_HALF)
+
+    def _wide(self, value: str) -> str:
+        """What a widened value is called: its own name goes to its float16 where the graph gives it out."""
+        return f"{value}/held" if value in self._ends else value
 
     def initializers(self, graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
         """Those that the written nodes use."""
@@ -124,6 +129,8 @@ class _Held:
             return value, list(self._chain(value))
         wanted = _FLOAT if follows else self._types[value]
         now = _FLOAT if root in self._widened else self._types[root]
+        if root in self._widened and (wanted == _FLOAT or root in self._ends):
+            return self._wide(root) if wanted == _FLOAT else root, []
         if wanted == now:
             return root, []
         if root in self._weights:
