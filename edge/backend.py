@@ -146,10 +146,9 @@ def open_sessions(bundle: Bundle, backend: Backend = "auto", *, threads: int = 0
             from edge.imaging import HostImaging
             from edge.ort import OrtSession
 
-            facts = bundle.manifest
             with (
-                OrtSession(bundle.file(DETECTOR), threads=threads, precision=facts.detector.precision) as detector,
-                OrtSession(bundle.file(IMAGE), threads=threads, precision=facts.encoder.precision) as encoder,
+                OrtSession(bundle.file(DETECTOR), threads=threads) as detector,
+                OrtSession(bundle.file(IMAGE), threads=threads) as encoder,
             ):
                 yield Sessions(detector, encoder, HostImaging())
 

@@ -63,7 +63,6 @@ class DetectorFacts(_Facts):
     )
     classes: tuple[str, ...] = Field(min_length=1, description="kept classes, in the order of the scores' columns")
     anchors: int = Field(gt=0, description="boxes per picture")
-    precision: Precision = Field(description="of weights and feature maps; outputs are float32")
     bn_epsilon: float = Field(gt=0, description="epsilon with which batch normalisation was folded")
 
 
@@ -75,7 +74,6 @@ class EncoderFacts(_Facts):
     square: SquareMode = Field(description="how a tall crop becomes a square: padded, squashed or centre-cropped")
     fill_bgr: tuple[Channel, Channel, Channel] = Field(description="colour of the padding")
     logit_scale: float = Field(gt=0, description="CLIP's trained factor on the cosine, before the softmax")
-    precision: Precision = Field(description="of weights and activations; outputs are float32")
 
 
 def _ascending(batches: tuple[int, ...]) -> tuple[int, ...]:
@@ -141,7 +139,7 @@ class EngineFacts(_Facts):
 class Manifest(_Facts):
     """The facts of one bundle; every number about the models that the box needs is here and nowhere else."""
 
-    format: Literal["lookout.bundle/1"] = "lookout.bundle/1"
+    format: Literal["lookout.bundle/2"] = "lookout.bundle/2"
     name: str
     made_by: str = Field(description="the exporter's version")
     detector: DetectorFacts

@@ -185,7 +185,10 @@ class SpoolConfig(Settings):
 class RuntimeConfig(Settings):
     """[runtime]: what executes the graphs."""
 
-    backend: Backend = Field(default="onnxruntime", description="onnxruntime: on the CPU")
+    backend: Backend = Field(
+        default="auto",
+        description="auto: tensorrt where the bundle has engines and there is an NVIDIA GPU, else onnxruntime",
+    )
     threads: int = Field(default=0, ge=0, le=1024, description="CPU threads for one inference; 0 takes every core")
 
 

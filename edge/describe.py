@@ -13,18 +13,20 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from edge.backend import Imaging, Pictures
 from edge.bank import PromptBank
 from edge.boxes import area
 from edge.bundle import PROMPTS, Bundle
 from edge.config import DescribeConfig, TrackConfig
-from edge.crop import crops_of, qualities_of
+from edge.crop import qualities_of
 from edge.detect import Detector
 from edge.encode import Encoder
 from edge.errors import BundleError
 from edge.identities import Identities, Ids, Indices
+from edge.imaging import HostImaging
 from edge.match import match
 from edge.track import Ended, Tracker
-from edge.values import Detections, Floats, Frame, Image, Matches, Region
+from edge.values import Detections, Floats, Frame, Matches, Region
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +137,8 @@ class Describer:
     """Frames to people in words: every stage between capture and publish.
 
     detector: with track.low, where people are followed. apart: names of cameras whose pictures have nothing to do with
-    each other, so that nobody is followed.
+    each other, so that nobody is followed. imaging: the detector's, which knows the frames already; without one, the
+    host's.
     """
 
     def __init__(
@@ -145,10 +148,12 @@ class Describer:
         encoder: Encoder,
         config: DescribeConfig,
         apart: Collection[str] = (),
+        imaging: Imaging | None = None,
     ) -> None:
         self._facts = bundle.manifest.encoder
         self._words = Words(bundle, config.match.sensitive)
         self._detector, self._encoder, self._config = detector, encoder, config
+        self._imaging = imaging or HostImaging()
         self._cameras: dict[str, _Camera] = {}
         self._apart = frozenset(apart)
         self._bank = self._words.permitted
@@ -171,7 +176,7 @@ class Describer:
         with self.timings.measure("crop", len(frames)):
             crops = {region: self._crops(views, region) for region in self._bank.regions}
         with self.timings.measure("encode", len(frames)):
-            vectors = {region: self._encoder(own, self._bank.look.flip) for region, own in crops.items()}
+            vectors = {region: self._encoder(*own) for region, own in crops.items()}
             self.encoded += len(vectors["whole"])
         with self.timings.measure("match", len(frames)):
             ends = np.cumsum([0, *(len(view.looked) for view in views)])
@@ -224,10 +229,11 @@ class Describer:
             self._cameras[name] = _Camera(self._config.track, self._config.detect.threshold)
         return self._cameras[name]
 
-    def _crops(self, views: Sequence[_View], region: Region) -> Image:
-        look = self._bank.look
-        crops = [crops_of(view.frame, view.people[view.looked], self._facts, look, region) for view in views]
-        return np.concatenate(crops)
+    def _crops(self, views: Sequence[_View], region: Region) -> tuple[Pictures, Pictures | None]:
+        """Of those looked at, and their mirror images where the words want them."""
+        look, parts = self._bank.look, [(view.frame, view.people.boxes[view.looked]) for view in views]
+        crops = self._imaging.crop(parts, self._facts, look, region)
+        return crops, self._imaging.mirror(crops) if look.flip else None
 
     def _described(self, view: _View, vectors: Mapping[Region, Floats]) -> Described:
         """vectors: of those looked at."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from edge.backend import Session
+from edge.backend import Pictures, Session
 from edge.bundle import EncoderFacts
-from edge.values import Floats, Image
+from edge.values import Floats
 
 MAX_BATCH = 32  # bounds the memory of one run: a crowd is encoded in several
 
@@ -17,13 +17,13 @@ class Encoder:
     def __init__(self, session: Session, facts: EncoderFacts) -> None:
         self._session, self._facts = session, facts
 
-    def __call__(self, crops: Image, flip: bool = False) -> Floats:
+    def __call__(self, crops: Pictures, mirrored: Pictures | None = None) -> Floats:
         """(n, S, S, 3) uint8 BGR -> (n, d) float32, unit rows; n may be 0. Raises BackendError.
 
-        flip: each row is the mean of the crop's and of its mirror image's vector, at twice the cost.
+        mirrored: the crops' mirror images, with which each row is the mean of both vectors, at twice the cost.
         """
-        if flip:
-            both = self(crops) + self(np.ascontiguousarray(crops[:, :, ::-1]))
+        if mirrored is not None:
+            both = self(crops) + self(mirrored)
             lengths = np.linalg.norm(both, axis=1, keepdims=True)
             return np.asarray(both / np.maximum(lengths, np.finfo(np.float32).tiny), np.float32)
         runs = [crops[start : start + MAX_BATCH] for start in range(0, len(crops), MAX_BATCH)]

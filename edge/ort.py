@@ -24,10 +24,12 @@ _DTYPES = {
 
 
 class OrtSession:
-    """A graph on ONNX Runtime's CPU provider. threads: per run; 0 takes every core. precision: the graph's own."""
+    """A graph on ONNX Runtime's CPU provider. threads: per run; 0 takes every core."""
 
-    def __init__(self, graph: Path | bytes, *, threads: int = 0, precision: Precision = "fp32") -> None:
-        self.precision, self.about = precision, f"ONNX Runtime {ort.__version__} on the CPU"
+    precision: Precision = "fp32"  # of a bundle's graphs for it
+    about = f"ONNX Runtime {ort.__version__} on the CPU"
+
+    def __init__(self, graph: Path | bytes, *, threads: int = 0) -> None:
         self._name = str(graph) if isinstance(graph, Path) else "graph in memory"
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads

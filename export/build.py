@@ -18,12 +18,14 @@ from edge.bank import PromptBank
 from edge.bundle import (
     DETECTOR,
     GOLDEN,
+    HALF,
     IMAGE,
     TEXT,
     VOCABULARY,
     Bundle,
     DetectorFacts,
     EncoderFacts,
+    EnginePlan,
     Manifest,
     Precision,
     open_bundle,
@@ -34,6 +36,7 @@ from edge.images import read_image
 from export.checkpoint import read_checkpoint
 from export.clip import ClipGraphs, onnx_from_clip
 from export.darknet import onnx_from_darknet
+from export.engines import check_halves, kept_engines
 from export.pack import bundle_from_parts, reuse, workplace
 from export.prompts import bank_in, prompt_tokens, read_prompts
 from export.recipe import DetectorRecipe, EncoderRecipe, Recipe
@@ -74,43 +77,52 @@ def build(recipe: Recipe, target: Path, say: Say) -> Bundle:
         return graphs
 
     with workplace(target) as folder:
-        steps = _Steps(folder, _opened(target, say), say)
+        old = _opened(target, say)
+        steps = _Steps(folder, old, say)
+
+        engine = recipe.engine is not None  # then each network is written in fp16, too
 
         def make_detector() -> str:
-            (folder / DETECTOR).write_bytes(detector_graph(d.precision))
-            return f"{cfg.name}, {d.size} px, {d.precision}"
+            (folder / DETECTOR).write_bytes(detector_graph("fp32"))
+            if engine:
+                (folder / HALF[DETECTOR]).write_bytes(detector_graph("fp16"))
+            return f"{cfg.name}, {d.size} px{', also in fp16' if engine else ''}"
 
         def make_encoder() -> str:
-            graphs = clip_graphs(e.precision)
+            graphs = clip_graphs("fp32")
             (folder / IMAGE).write_bytes(graphs.image.SerializeToString())
             (folder / TEXT).write_bytes(graphs.text.SerializeToString())
             shutil.copyfile(vocabulary, folder / VOCABULARY)
-            return f"{checkpoint.name}, {graphs.image_size} px, {e.precision}"
+            if engine:
+                (folder / HALF[IMAGE]).write_bytes(clip_graphs("fp16").image.SerializeToString())
+            return f"{checkpoint.name}, {graphs.image_size} px{', also in fp16' if engine else ''}"
 
-        network = [sums[cfg], sums[weights], d.size, d.classes, d.keep, d.bn_epsilon, _code("darknet*.py")]
-        towers = [sums[checkpoint], sums[vocabulary], _code("clip*.py", "checkpoint.py", "pickles.py")]
-        steps.run("detector", [DETECTOR], [*network, d.precision], make_detector)
-        steps.run("encoder", [IMAGE, TEXT, VOCABULARY], [*towers, e.precision], make_encoder)
+        network = [sums[cfg], sums[weights], d.size, d.classes, d.keep, d.bn_epsilon, engine, _code("darknet*.py")]
+        towers = [sums[checkpoint], sums[vocabulary], engine, _code("clip*.py", "checkpoint.py", "pickles.py")]
+        steps.run("detector", [DETECTOR, *([HALF[DETECTOR]] if engine else [])], network, make_detector)
+        steps.run("encoder", [IMAGE, TEXT, VOCABULARY, *([HALF[IMAGE]] if engine else [])], towers, make_encoder)
         detector_facts, encoder_facts = _detector_facts(folder / DETECTOR, d), _encoder_facts(folder / IMAGE, e)
 
         def make_golden() -> str:
-            siblings = clip_graphs("fp32")
             with (
-                open_session(detector_graph("fp32")) as detector,
-                open_session(siblings.image.SerializeToString()) as image,
-                open_session(siblings.text.SerializeToString()) as text,
+                open_session(folder / DETECTOR) as detector,
+                open_session(folder / IMAGE) as image,
+                open_session(folder / TEXT) as text,
             ):
                 golden = golden_from_picture(picture, detector, detector_facts, image, encoder_facts)
                 phrases = tokenizer.encode(PHRASES)
                 words = text.run({"tokens": phrases})["embedding"]
             golden.write(folder / GOLDEN)
-            return verify(folder, golden, phrases, words, e.precision)
+            said = verify(folder, golden, phrases, words, "fp32")
+            return said + (f"; {check_halves(folder, golden)}" if engine else "")
 
         facts = [detector_facts.model_dump(), encoder_facts.model_dump()]
-        looks = [f"../edge/{name}.py" for name in ("golden", "detect", "crop", "boxes", "images")]
+        looks = [f"../edge/{name}.py" for name in ("golden", "detect", "imaging", "placement", "boxes", "images")]
         looked = [sums[recipe.golden], _code("verify.py", "tokenizer.py", *looks)]
         steps.run("verify", [GOLDEN], [*network, *towers, *facts, *looked], make_golden)
 
+        plan = EnginePlan(**recipe.engine.model_dump()) if recipe.engine else None
+        engines = kept_engines(old, folder, plan)
         sha256s = {path.name: sha256_of(path) for path in folder.iterdir()}
         words_of = [recipe.prompts.name, prompts.model_dump(), _code("prompts.py", "tokenizer.py")]
         bank = steps.words(
@@ -123,6 +135,8 @@ def build(recipe: Recipe, target: Path, say: Say) -> Bundle:
             detector=detector_facts,
             encoder=encoder_facts,
             files=dict(sorted(sha256s.items())),
+            engine=plan,
+            engines=engines,
             steps=steps.keys,
         )
         return bundle_from_parts(folder, manifest, bank, target)
@@ -187,7 +201,6 @@ def _detector_facts(graph: Path, recipe: DetectorRecipe) -> DetectorFacts:
         resize=recipe.resize,
         classes=recipe.keep,
         anchors=anchors,
-        precision=recipe.precision,
         bn_epsilon=recipe.bn_epsilon,
     )
 
@@ -203,7 +216,6 @@ def _encoder_facts(graph: Path, recipe: EncoderRecipe) -> EncoderFacts:
         square=recipe.square,
         fill_bgr=(blue, green, red),
         logit_scale=float({entry.key: entry.value for entry in model.metadata_props}[_LOGIT_SCALE]),
-        precision=recipe.precision,
     )
 
 

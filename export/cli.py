@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import click
 import onnx
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import Progress
 from rich.text import Text
 
@@ -27,11 +26,13 @@ from export.checkpoint import read_checkpoint
 from export.clip import onnx_from_clip
 from export.coco import COCO
 from export.darknet import onnx_from_darknet
+from export.engines import build_engines, no_engines_here
 from export.labels import read_labels
 from export.pack import alone, replace_bank
 from export.prompts import embed_prompts
 from export.recipe import fetched, read_recipe
 from export.samples import find_sample
+from export.watch import Watch
 from export.weights import cache_folder
 
 if TYPE_CHECKING:
@@ -58,9 +59,26 @@ def build(recipe: Path, engines: Path) -> None:
     chosen = fetched(read_recipe(recipe), mirror=_mirror(), cache=cache_folder())  # has a progress bar of its own
     target = engines / chosen.name
     console = Console(stderr=True)
-    with console.status(escape(f"exporting {target}")):
-        build_bundle(chosen, target, lambda step, said: console.print(Text(f"{step:>9}  {said}"), soft_wrap=True))
+    with Watch(console, f"exporting {target}") as watch:
+        build_bundle(chosen, target, _sayer(console))
+        if chosen.engine and (reason := no_engines_here()):
+            _sayer(console)("engines", f"none: {reason}; `python -m export engines` builds them on the box")
+        elif chosen.engine:
+            build_engines(target, _sayer(console), watch)
     click.echo(f"{target} is ready")
+
+
+@main.command()
+@click.argument("bundle", type=_PATH)
+def engines(bundle: Path) -> None:
+    """Build a bundle's TensorRT engines for the GPU of this machine; weights are not needed.
+
+    An engine that answers otherwise than ONNX Runtime is refused, and the bundle stays as it was.
+    """
+    console = Console(stderr=True)
+    with Watch(console, f"engines of {bundle}") as watch:
+        build_engines(bundle, _sayer(console), watch)
+    click.echo(f"{bundle} is ready")
 
 
 @main.command()
@@ -196,6 +214,11 @@ def clip(checkpoint: Path, out_dir: Path, precision: Precision) -> None:
 def sample(video: Path | None) -> None:
     """Find the sample video and print its path."""
     click.echo(find_sample(video, cache=cache_folder()))
+
+
+def _sayer(console: Console) -> Callable[[str, str], None]:
+    """Tells how each step ended."""
+    return lambda step, said: console.print(Text(f"{step:>9}  {said}"), soft_wrap=True)
 
 
 @contextmanager

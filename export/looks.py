@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from edge.backend import open_session
 from edge.bank import Look
 from edge.bundle import IMAGE, Bundle
-from edge.crop import crops_of
 from edge.encode import MAX_BATCH, Encoder
 from edge.errors import ConfigError
 from edge.images import read_image
-from edge.values import Detections, Floats, Frame, Image, Region
+from edge.imaging import HostImaging
+from edge.values import Floats, Frame, Image, Region
 from export.labels import VECTORS, LabelledSet
 
 Progress = Callable[[int], None]  # is told how many pictures more are done
@@ -95,7 +95,7 @@ class Seen:
         rows: dict[View, list[Floats]] = {view: [] for view in views}
         seconds = dict.fromkeys(views, 0.0)
         with open_session(self._bundle.file(IMAGE)) as session:
-            encoder = Encoder(session, facts)
+            encoder, imaging = Encoder(session, facts), HostImaging()
             encoder(np.zeros((1, facts.size, facts.size, 3), np.uint8))  # the first run plans its memory
             for start in range(0, len(self._labelled), MAX_BATCH):
                 names = self._labelled.images[start : start + MAX_BATCH]
@@ -103,8 +103,9 @@ class Seen:
                 self._heights[start : start + len(names)] = [picture.shape[0] for picture in pictures]
                 for view in views:
                     began = time.perf_counter()
-                    crops = [crops_of(*_as_found(picture), facts, view.look, view.region) for picture in pictures]
-                    rows[view].append(encoder(np.concatenate(crops), view.look.flip))
+                    found = [_as_found(picture) for picture in pictures]
+                    crops = imaging.crop(found, facts, view.look, view.region)
+                    rows[view].append(encoder(crops, imaging.mirror(crops) if view.look.flip else None))
                     seconds[view] += time.perf_counter() - began
                 self._progress(len(names))
         for view in views:
@@ -112,8 +113,7 @@ class Seen:
             self._ms[view] = 1000 * seconds[view] / len(self._labelled)
 
 
-def _as_found(picture: Image) -> tuple[Frame, Detections]:
+def _as_found(picture: Image) -> tuple[Frame, Floats]:
+    """A picture of one person as a frame and its only box."""
     height, width = picture.shape[:2]
-    return Frame("labelled", 0, 0.0, picture), Detections(
-        np.array([[0, 0, width, height]], np.float32), np.ones(1, np.float32)
-    )
+    return Frame("labelled", 0, 0.0, picture), np.array([[0, 0, width, height]], np.float32)

@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field
 
 from edge.bank import SquareMode
-from edge.bundle import Channel, Precision, ResizeMode
+from edge.bundle import Batches, Channel, ResizeMode
 from edge.config import Settings, read_toml
 from edge.detect import PERSON
 from edge.errors import ConfigError
@@ -35,7 +35,6 @@ class DetectorRecipe(Settings):
     size: int = Field(default=416, gt=0, description="net input edge, px; a multiple of 32 for YOLOv4")
     resize: ResizeMode = Field(default="stretch", description="stretch: as Darknet itself does")
     bn_epsilon: float = Field(default=1e-5, gt=0, description="1e-5 as in AlexeyAB's Darknet, 1e-6 as in OpenCV's")
-    precision: Precision = Field(default="fp32", description="fp16 for devices that compute in it; a CPU does not")
 
 
 class EncoderRecipe(Settings):
@@ -47,7 +46,16 @@ class EncoderRecipe(Settings):
     fill_rgb: tuple[Channel, Channel, Channel] = Field(
         default=(123, 117, 104), strict=False, description="padding: CLIP's mean colour"
     )
-    precision: Precision = Field(default="fp32", description="fp16 for devices that compute in it; a CPU does not")
+
+
+class EngineRecipe(Settings):
+    """[engine]: what a box with TensorRT runs; without it the bundle has no fp16 graphs, and no engine is built."""
+
+    detector_batches: Batches = Field(default=(1, 4), strict=False, description="cameras looked at in one run")
+    encoder_batches: Batches = Field(default=(1, 8, 32), strict=False, description="people encoded in one run")
+    workspace_mib: int = Field(
+        default=1024, gt=0, description="memory TensorRT may try tactics with; 1024 leaves room on a board of 8 GB"
+    )
 
 
 class Recipe(Settings):
@@ -58,6 +66,7 @@ class Recipe(Settings):
     golden: Path = Field(strict=False, description="a picture with people; verify and self-test look at it")
     detector: DetectorRecipe
     encoder: EncoderRecipe
+    engine: EngineRecipe | None = Field(default=None, description="for boxes with TensorRT")
 
 
 def read_recipe(path: Path) -> Recipe:

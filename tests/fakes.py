@@ -25,6 +25,7 @@ from edge.bundle import (
     DetectorFacts,
     EncoderFacts,
     Manifest,
+    Precision,
 )
 from edge.errors import BackendError
 from edge.events import Event, encode
@@ -35,10 +36,10 @@ from edge.values import Category, Floats, Frame
 Arrays = Mapping[str, NDArray[Any]]
 
 DETECTOR_FACTS = DetectorFacts(
-    height=32, width=64, resize="stretch", classes=("person",), anchors=6, precision="fp32", bn_epsilon=1e-05
+    height=32, width=64, resize="stretch", classes=("person",), anchors=6, bn_epsilon=1e-05
 )
 ENCODER_FACTS = EncoderFacts(
-    size=16, dim=4, square="pad", fill_bgr=(104, 117, 123), logit_scale=99.99999237060547, precision="fp32"
+    size=16, dim=4, square="pad", fill_bgr=(104, 117, 123), logit_scale=99.99999237060547
 )
 SLEEVE = Category("sleeve length", "sleeve length of this person is", ("long", "short", "none"), ("长袖", "kurz", None))
 GENDER = Category("gender", "gender of this person is", ("female", "male"), (None, None), sensitive=True)
@@ -49,6 +50,9 @@ class FakeSession:
 
     feeds: copies of the inputs of every run. closed: how often it was closed.
     """
+
+    precision: Precision = "fp32"
+    about = "a fake"
 
     def __init__(self, answer: Arrays | Callable[[Arrays], Arrays]) -> None:
         self.inputs: Mapping[str, TensorSpec] = {}

@@ -28,8 +28,8 @@ from edge.config import CameraConfig, EdgeConfig, Settings, read_edge_config
 from edge.errors import LookoutError
 from export.label_map import read_label_map
 from export.prompts import read_prompts
-from export.recipe import DetectorRecipe, EncoderRecipe, Recipe, read_recipe
-from tests.test_layers import COLLECTOR, CONTRACTS, DELIVERY, DEVICES, EDGE, EXPORT, STAGES, WORDS
+from export.recipe import DetectorRecipe, EncoderRecipe, EngineRecipe, Recipe, read_recipe
+from tests.test_layers import COLLECTOR, CONTRACTS, DELIVERY, DEVICES, EDGE, EXPORT, PIXELS, STAGES, WORDS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -347,7 +347,7 @@ def rows_of(doc: str, head: str) -> list[list[str]]:
 
 def test_import_table_is_the_rule_that_is_held() -> None:
     groups = {
-        "words": WORDS, "contracts": CONTRACTS, "delivery": DELIVERY, "devices": DEVICES, "stages": STAGES,
+        "words": WORDS, "contracts": CONTRACTS, "delivery": DELIVERY, "devices": DEVICES, "stages": STAGES, "pixels": PIXELS,
         "nothing": frozenset[str](),
     }  # fmt: skip
     here = {path.stem for path in (ROOT / "edge").glob("*.py")} - {"__init__"}
@@ -454,6 +454,7 @@ TABLES: dict[str, type[BaseModel]] = {
     "a recipe": Recipe,
     "[detector]": DetectorRecipe,
     "[encoder]": EncoderRecipe,
+    "[engine]": EngineRecipe,
 }
 
 

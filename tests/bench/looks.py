@@ -23,10 +23,10 @@ from rich.table import Table
 from edge.backend import Session, open_session
 from edge.bundle import DETECTOR, IMAGE, Bundle
 from edge.config import DescribeConfig, MatchConfig, TrackConfig
-from edge.crop import crops_of
 from edge.describe import Described, Describer, tall_enough
 from edge.detect import Detector
 from edge.encode import Encoder
+from edge.imaging import HostImaging
 from edge.match import match
 from edge.track import Tracker
 from edge.values import Category, Detections, Frame, Matches, columns_of
@@ -119,15 +119,16 @@ def everybody(
     """
     tracker = Tracker(CONFIG.track, CONFIG.detect.threshold)
     encoder, facts, bank = Encoder(session, mini.manifest.encoder), mini.manifest.encoder, mini.bank
+    imaging = HostImaging()
     votes: dict[int, NDArray[np.int64]] = defaultdict(lambda: np.zeros(len(bank.vectors), np.int64))
     encoded = 0
     for frame in frames:
         tracks = tracker.update(found[frame.number], frame.captured_at)
         seen = tall_enough(tracks.people, CONFIG.crop.min_height) & (tracks.people.scores > CONFIG.detect.threshold)
         people = tracks.people[seen]
+        crops = {region: imaging.crop([(frame, people.boxes)], facts, bank.look, region) for region in bank.regions}
         vectors = {
-            region: encoder(crops_of(frame, people, facts, bank.look, region), bank.look.flip)
-            for region in bank.regions
+            region: encoder(own, imaging.mirror(own) if bank.look.flip else None) for region, own in crops.items()
         }
         encoded += len(people)
         matches = match(vectors, bank, facts.logit_scale)

@@ -17,7 +17,7 @@ import pytest
 
 from edge.backend import open_session
 from edge.bank import PromptBank
-from edge.bundle import open_bundle
+from edge.bundle import DETECTOR, GOLDEN, HALF, IMAGE, open_bundle
 from edge.config import DetectConfig
 from edge.detect import Detector
 from edge.errors import BundleError
@@ -72,17 +72,29 @@ def test_second_build_skips_every_step_and_a_changed_input_only_its_own(mini: Pa
     assert open_bundle(tmp_path / "engines/mini").manifest.detector.width == 320
 
 
-def test_half_precision_passes_the_gate_and_sees_the_same(mini: Path, tmp_path: Path) -> None:
+def test_without_engines_a_bundle_has_no_fp16_graphs_and_says_the_same(mini: Path, tmp_path: Path) -> None:
     recipe = (ROOT / "configs/models-mini.toml").read_text().replace('"../', f'"{ROOT}/')
-    half = 'precision = "fp16"\n'
-    (tmp_path / "recipe.toml").write_text(recipe.replace("[encoder]\n", f"{half}[encoder]\n{half}"))
-    command("export", "build", tmp_path / "recipe.toml", "--engines", tmp_path)
-    manifest = open_bundle(tmp_path / "mini").manifest
-    assert (manifest.detector.precision, manifest.encoder.precision) == ("fp16", "fp16")
-    assert (tmp_path / "mini/image.onnx").stat().st_size < 0.6 * (mini / "image.onnx").stat().st_size
-    command("edge", "selftest", "--bundle", tmp_path / "mini")
-    whole, halved = Golden.read(mini / "golden.npz"), Golden.read(tmp_path / "mini/golden.npz")
-    assert np.array_equal(whole.embeddings, halved.embeddings), "both are held to the fp32 graphs"
+    (tmp_path / "recipe.toml").write_text(recipe.partition("[engine]")[0])
+    said = command("export", "build", tmp_path / "recipe.toml", "--engines", tmp_path).stderr
+    assert "engines" not in {line.split()[0] for line in said.splitlines()}
+    bundle, whole = open_bundle(tmp_path / "mini"), open_bundle(mini)
+    assert bundle.manifest.engine is None
+    assert {*whole.manifest.files} - {*bundle.manifest.files} == {*HALF.values()}
+    for name, sha256 in bundle.manifest.files.items():
+        assert name == GOLDEN or sha256 == whole.manifest.files[name], name
+    failed = command("export", "engines", tmp_path / "mini", code=69).stderr
+    assert "TensorRT cannot be imported" in failed or "no Python binding" in failed
+
+
+def test_fp16_graphs_are_half_as_large_and_pass_the_self_tests_thresholds(mini: Path) -> None:
+    manifest, golden = open_bundle(mini).manifest, Golden.read(mini / GOLDEN)
+    for network, half in HALF.items():
+        assert half in manifest.files
+        assert (mini / half).stat().st_size < 0.6 * (mini / network).stat().st_size
+    with open_session(mini / HALF[DETECTOR]) as detector, open_session(mini / HALF[IMAGE]) as encoder:
+        assert not np.array_equal(detector.run({"image": golden.frames})["scores"], golden.scores), "another graph"
+        golden.check_detector(detector, "half")
+        golden.check_encoder(encoder, "half", "fp16")
 
 
 def test_verify_sees_the_pixels_that_the_box_sees(mini: Path) -> None:
