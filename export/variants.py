@@ -17,7 +17,9 @@ _LIGHTS: dict[str, Callable[[_Levels, np.random.Generator], _Levels]] = {
     "darker": lambda picture, rng: 0.5 * picture,
     "brighter": lambda picture, rng: 1.5 * picture,
     "of low contrast": lambda picture, rng: 0.4 * picture + 0.6 * picture.mean(),
-    "blurred": lambda picture, rng: np.asarray(cv2.GaussianBlur(picture, (0, 0), picture.shape[1] / 100), np.float64),
+    "blurred": lambda picture, rng: np.asarray(
+        cv2.GaussianBlur(picture, (0, 0), max(1.0, picture.shape[1] / 100)), np.float64
+    ),
     "noisy": lambda picture, rng: picture + rng.normal(0, 25, picture.shape),
 }
 _MOVES = {  # scale, and x and y as shares of the picture

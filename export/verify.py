@@ -131,7 +131,8 @@ def gate_detector(candidate: Session, reference: Answers, sizes: Sequence[int], 
         if not gaps[at] <= MAX_SCORE_GAP:
             raise _FaultError("scores", rows[at[0]], f"{wanted[at]:.4f} within {MAX_SCORE_GAP}", f"{scores[at]:.4f}")
         seen = np.maximum(scores, wanted).max(axis=-1) > SEEN  # (r, A)
-        shares = np.where(seen, iou(got["boxes"], reference.boxes[rows]), np.float32(1))
+        shares = np.ones(seen.shape, np.float32)
+        shares[seen] = iou(got["boxes"][seen], reference.boxes[rows][seen])
         at = _place_of(shares, shares.argmin())
         if not shares[at] >= MIN_IOU:
             told, meant = _numbers(got["boxes"][at]), _numbers(reference.boxes[rows][at])
@@ -171,7 +172,7 @@ def gate_encoder(
         worst = int(np.abs(lengths - 1).argmax())
         if not abs(lengths[worst] - 1) <= 1e-3:
             raise _FaultError("embedding", rows[worst], "unit length", f"{lengths[worst]:.4f}")
-        cosines = (vectors * reference[rows]).sum(axis=1)
+        cosines = (vectors * reference[rows]).sum(axis=1) / lengths
         worst = int(cosines.argmin())
         if not cosines[worst] >= least:
             raise _FaultError("embedding", rows[worst], f"cosine >= {least}", f"{cosines[worst]:.6f}")
