@@ -27,8 +27,8 @@ Progress = Callable[[str, int, int], None]  # (stage, done, total), from any thr
 
 _ALWAYS_FLOAT32 = ("NORMALIZATION", "SOFTMAX")  # squares and exponentials leave float16's range
 _REMEDY = (
-    "where memory is short, a smaller workspace_mib or smaller batches in the recipe's [engine], and end what else uses "
-    "memory; where workspace is, a larger workspace_mib"
+    "where memory is short, a smaller workspace_mib or smaller batches in the recipe's [engine], and end what else "
+    "uses memory; where workspace is, a larger workspace_mib"
 )
 
 
@@ -156,14 +156,14 @@ def _hold(trt: Any, layer: Any) -> None:
 
 
 def _timing_cache(config: Any, timing: bytes, name: str) -> Any:
-    """The cache that the build will use and fill; None where TensorRT has none."""
+    """The cache that the build will use and fill; None where TensorRT has none, as TensorRT-RTX is to have none."""
+    if not hasattr(config, "create_timing_cache"):
+        return None
     for data in dict.fromkeys((timing, b"")):
         cache = config.create_timing_cache(data)
         if cache is not None and config.set_timing_cache(cache, False):  # False: not one of another GPU or version
             return cache
-        log.warning(
-            "%s: TensorRT does not take the timing cache of %d bytes; everything is timed anew", name, len(data)
-        )
+        log.warning("%s: TensorRT does not take the timing cache of %d bytes; all is timed anew", name, len(data))
     return None
 
 
