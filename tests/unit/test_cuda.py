@@ -1,4 +1,4 @@
-"""edge/cuda.py: which binding is taken, and what it says where there is none; and the fake that other tests stand on."""
+"""edge/cuda.py: which binding is taken, what is said where there is none; and the fake that other tests stand on."""
 
 from __future__ import annotations
 
@@ -30,10 +30,8 @@ def test_a_count_needs_no_binding(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_out_of_memory_has_the_numbers() -> None:
-    assert (
-        "out of GPU memory: expected 2097152 bytes (2.0 MiB) free, got 5 bytes (0.0 MiB) of 3145728 bytes (3.0 MiB)"
-        in str(out_of_memory(2 << 20, 5, 3 << 20))
-    )
+    told = str(out_of_memory(2 << 20, 5, 3 << 20))
+    assert "out of GPU memory: expected 2097152 bytes (2.0 MiB) free, got 5 bytes (0.0 MiB) of 3145728 bytes" in told
 
 
 # --- FakeCuda
