@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import logging
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -239,6 +240,32 @@ def test_ctrl_c_ends_a_real_build() -> None:
     assert stages[-1] == "Building engine"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert run(typed("image"))  # the next one is not harmed
+
+
+class Press(logging.Handler):
+    """Ctrl-C at the first thing that is logged."""
+
+    pressed = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not self.pressed:
+            self.pressed = True
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_inside_the_logger_is_not_lost(caplog: pytest.LogCaptureFixture) -> None:
+    """The bindings drop what a logger raises, print it, and build on."""
+    press, stages, plans = Press(), list[str](), list[bytes]()
+    logger = logging.getLogger("edge.trt")
+    logger.addHandler(press)
+    try:
+        with caplog.at_level(logging.DEBUG, "edge.trt"), pytest.raises(KeyboardInterrupt):
+            plans.append(run(typed("image"), say=lambda stage, done, total: stages.append(stage)))
+    finally:
+        logger.removeHandler(press)
+    assert press.pressed
+    assert not plans
+    assert "Building engine" not in stages
 
 
 def test_what_say_raises_comes_out_of_a_real_build() -> None:
