@@ -191,6 +191,14 @@ def test_everything_is_released_in_order_and_once(driver: Driver) -> None:
     ]
 
 
+def test_what_was_freed_is_not_freed_again(driver: Driver) -> None:
+    cuda = BindingsCuda()
+    cuda.free(cuda.allocate(100))
+    cuda.unpin(cuda.pin(100))
+    cuda.close()
+    assert driver.calls.count("cuMemFree") == driver.calls.count("cuMemFreeHost") == 1
+
+
 @pytest.mark.parametrize(
     "refused",
     ["cuStreamSynchronize", "cuGraphExecDestroy", "cuModuleUnload", "cuStreamDestroy", "cuMemFree", "cuCtxPopCurrent"],
