@@ -1,12 +1,13 @@
-// The pictures that networks take, made of a frame that lies in the GPU's memory: its parts, resized, and mirror images.
+// The pictures that networks take, made of a frame in the GPU's memory: its parts, resized, and their mirror images.
 //
-// The arithmetic is that of edge/imaging.py, thus OpenCV's for 8-bit pictures: weights of a tap are whole 2048ths, a mean
+// The arithmetic is that of edge/imaging.py, thus OpenCV's for 8-bit pictures: a tap's weight is so many 2048ths, a mean
 // is of float32. One thread makes one pixel. Grid: (ceil(width / block.x), ceil(height / block.y), pictures).
 //
 // table: int32 (n, 8), per picture x1 y1 x2 y2 px of the frame, left top width height px of the picture: what of the
 // frame lies where; at least one pixel each, inside frame and picture (edge/placement.py).
 //
-// The _rn functions keep the compiler from joining a product and a sum, which rounds otherwise.
+// The _rn functions keep the compiler from joining a product and a sum, which rounds otherwise. Where it may join them,
+// in `taps`, a weight changes by a 2048th at most.
 
 typedef unsigned char Byte;
 
@@ -19,12 +20,12 @@ struct Part {  // of the frame
     int width, height;
 };
 
-// Where pixel `to` of `many` lies among `length`, when both lie over each other: floor, and the rest in 0..1.
+// Where the middle of pixel `to` of `many` lies among `length` pixels of the same extent: floor, and the rest in 0..1.
 __device__ int place(int to, int many, int length, float* rest) {
     int above = (2 * to + 1) * length - many, below = 2 * many;
     int whole = above >= 0 ? above / below : -1;  // length >= 1, hence above > -below
-    float share = __fdiv_rn((float)(above - whole * below), (float)below);
-    *rest = __fsub_rn(__fadd_rn((float)whole, share), (float)whole);  // as exact as a float32 of the place is
+    float exact = __fdiv_rn((float)(above - whole * below), (float)below);
+    *rest = __fsub_rn(__fadd_rn((float)whole, exact), (float)whole);  // no more exact than a float32 of the place is
     return whole;
 }
 
@@ -44,12 +45,13 @@ __device__ void linear(const Part& part, int x, int y, int width, int height, By
                            part.pixels + clamped(top + 1, part.height) * part.row};
     int x0 = 3 * clamped(left, part.width), x1 = 3 * clamped(left + 1, part.width);
     for (int c = 0; c < 3; c++) {
-        int above = rows[0][x0 + c] * wx0 + rows[0][x1 + c] * wx1, below = rows[1][x0 + c] * wx0 + rows[1][x1 + c] * wx1;
+        int above = rows[0][x0 + c] * wx0 + rows[0][x1 + c] * wx1;
+        int below = rows[1][x0 + c] * wx0 + rows[1][x1 + c] * wx1;
         out[c] = (Byte)(((wy0 * (above >> 4) >> 16) + (wy1 * (below >> 4) >> 16) + 2) >> 2);
     }
 }
 
-// Of how much weight `pixel` is in cell `to`, where `length` pixels are averaged into `many` cells. 0: not worth a tap.
+// The weight of `pixel` in cell `to`, where `length` pixels are averaged into `many` cells; 0 for a sliver.
 __device__ float share(int pixel, int to, int many, int length) {
     int start = max(to * length, pixel * many), end = min((to + 1) * length, (pixel + 1) * many);
     return (end - start) * 1000 > many ? __fdiv_rn((float)(end - start), (float)length) : 0.0f;
@@ -124,24 +126,25 @@ __device__ void cubic(const Part& part, int x, int y, int width, int height, Byt
     for (int c = 0; c < 3; c++) out[c] = grey(__fmul_rn((float)sums[c], 1.0f / (ONE * ONE)));
 }
 
-// frame: (frame_height, frame_width, 3) BGR. pictures: (n, height, width, 3), made here. fill: blue | green << 8 | red << 16.
+// frame: (frame_height, frame_width, 3) BGR. pictures: (n, height, width, 3), made here. fill: the colour around a
+// target, blue | green << 8 | red << 16.
 extern "C" __global__ void resize_boxes(const Byte* frame, int frame_width, const int* table, Byte* pictures, int width,
                                         int height, int fill, int mode) {
     int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y * blockDim.y + threadIdx.y;
     if (x >= width || y >= height) return;
-    const int* place = table + 8 * blockIdx.z;
+    const int* row = table + 8 * blockIdx.z;
     Byte* out = pictures + 3 * (((long long)blockIdx.z * height + y) * width + x);
-    int in_x = x - place[4], in_y = y - place[5];
-    if (in_x < 0 || in_y < 0 || in_x >= place[6] || in_y >= place[7]) {
+    int in_x = x - row[4], in_y = y - row[5];
+    if (in_x < 0 || in_y < 0 || in_x >= row[6] || in_y >= row[7]) {
         for (int c = 0; c < 3; c++) out[c] = (Byte)(fill >> 8 * c);
         return;
     }
-    long long row = 3LL * frame_width;
-    Part part = {frame + place[1] * row + 3 * place[0], row, place[2] - place[0], place[3] - place[1]};
+    long long bytes = 3LL * frame_width;
+    Part part = {frame + row[1] * bytes + 3 * row[0], bytes, row[2] - row[0], row[3] - row[1]};
     if (mode == LINEAR)
-        linear(part, in_x, in_y, place[6], place[7], out);
+        linear(part, in_x, in_y, row[6], row[7], out);
     else
-        cubic(part, in_x, in_y, place[6], place[7], out);
+        cubic(part, in_x, in_y, row[6], row[7], out);
 }
 
 // pictures, mirrored: (n, height, width, 3), not one and the same.

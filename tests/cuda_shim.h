@@ -2,7 +2,7 @@
 #pragma once
 #include <algorithm>
 #include <cmath>
-#include <cstdint>
+#include <utility>
 
 #define __device__ static
 #define __global__
@@ -39,7 +39,8 @@ static void launch(void (*kernel)(Types...), Dim3 grid, Dim3 block, void** argum
                             call(kernel, arguments, std::index_sequence_for<Types...>());
 }
 
-#define LAUNCHED(kernel)                                                                                  \
-    extern "C" void run_##kernel(int gx, int gy, int gz, int bx, int by, int bz, void** arguments) {      \
-        launch(kernel, Dim3{(unsigned)gx, (unsigned)gy, (unsigned)gz}, Dim3{(unsigned)bx, (unsigned)by, (unsigned)bz}, arguments); \
+#define LAUNCHED(kernel)                                                                                     \
+    extern "C" void run_##kernel(unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, \
+                                 void** arguments) {                                                         \
+        launch(kernel, {gx, gy, gz}, {bx, by, bz}, arguments);                                               \
     }
