@@ -1,7 +1,7 @@
 // The pictures that networks take, made of a frame in the GPU's memory: its parts, resized, and their mirror images.
 //
-// The arithmetic is that of edge/imaging.py, thus OpenCV's for 8-bit pictures: a tap's weight is so many 2048ths, a mean
-// is of float32. One thread makes one pixel. Grid: (ceil(width / block.x), ceil(height / block.y), pictures).
+// The arithmetic is that of edge/imaging.py, thus OpenCV's for 8-bit pictures: a tap's weight is so many 2048ths, a
+// mean is of float32. One thread makes one pixel. Grid: (ceil(width / block.x), ceil(height / block.y), pictures).
 //
 // table: int32 (n, 8), per picture x1 y1 x2 y2 px of the frame, left top width height px of the picture: what of the
 // frame lies where; at least one pixel each, inside frame and picture (edge/placement.py).
