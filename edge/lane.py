@@ -86,3 +86,7 @@ class Lane:
             reason = str(error)
         log.warning("%s: batches of %d run without a CUDA graph: %s", self._name, self.size, reason)
         return None
+
+    def close(self) -> None:
+        """Let the context go; nothing else may be asked of the lane then."""
+        self.context = self._graph = None

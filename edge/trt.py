@@ -6,7 +6,7 @@ import functools
 import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Any
 
@@ -139,17 +139,18 @@ class TrtSession:
 
     def _check_built(self, inputs: Sequence[str], names: Sequence[str]) -> None:
         """That profiles and tensors are as the caller says and as a session can serve. Raises BundleError."""
-        engine, lows = self._engine, (1, *(size + 1 for size in self._batches[:-1]))
+        lows = (1, *(size + 1 for size in self._batches[:-1]))
         expected: object = list(zip(lows, self._batches, strict=True))
+        profiles = range(self._engine.num_optimization_profiles)
         for name in inputs:
-            shapes = [engine.get_tensor_profile_shape(name, i) for i in range(engine.num_optimization_profiles)]
+            shapes = [self._engine.get_tensor_profile_shape(name, profile) for profile in profiles]
             built = [(int(low[0]), int(high[0])) for low, _, high in shapes]
             if built != expected:
                 raise self._misbuilt(f"input {name} was built for other batches", expected, built)
         expected = f"{', '.join(_DTYPES)} in DEVICE memory, a free first axis"
         for name in names:
-            kind, place = engine.get_tensor_dtype(name).name, engine.get_tensor_location(name).name
-            shape = tuple(engine.get_tensor_shape(name))
+            kind, place = self._engine.get_tensor_dtype(name).name, self._engine.get_tensor_location(name).name
+            shape = tuple(self._engine.get_tensor_shape(name))
             if kind not in _DTYPES or place != "DEVICE" or shape[:1] != (-1,):
                 raise self._misbuilt(f"tensor {name} is none for a session", expected, f"{kind}, {place}, {shape}")
 
@@ -203,17 +204,26 @@ class TrtSession:
         total = self._rows_of(feeds)
         answers = {name: np.empty((total, *_row(spec)), spec.dtype) for name, spec in self.outputs.items()}
         self._log.errors.clear()
-        for index, start, stop in runs(total, self._batches):
-            for name, feed in feeds.items():
-                self._put(name, feed[start:stop])
-            self._lanes[index].enqueue(stop - start)
-            pinned = {name: self._pinned(name, spec, stop - start) for name, spec in self.outputs.items()}
-            for name, array in pinned.items():
-                self._cuda.download(array, self._device[name])
-            self._cuda.synchronize()  # before the pinned memory is read, and written for the next run
-            for name, array in pinned.items():
-                answers[name][start:stop] = array
+        try:
+            for profile, start, stop in runs(total, self._batches):
+                self._run_lane(self._lanes[profile], feeds, answers, slice(start, stop))
+        except BaseException:
+            with suppress(BackendError):  # what is on its way still reads pinned memory, and the caller's
+                self._cuda.synchronize()
+            raise
         return answers
+
+    def _run_lane(self, lane: Lane, feeds: Mapping[str, Feed], answers: dict[str, NDArray[Any]], rows: slice) -> None:
+        count = rows.stop - rows.start
+        for name, feed in feeds.items():
+            self._put(name, feed[rows])
+        lane.enqueue(count)
+        pinned = {name: self._pinned(name, spec, count) for name, spec in self.outputs.items()}
+        for name, array in pinned.items():
+            self._cuda.download(array, self._device[name])
+        self._cuda.synchronize()  # before the pinned memory is read, and written for the next run
+        for name, array in pinned.items():
+            answers[name][rows] = array
 
     def _rows_of(self, feeds: Mapping[str, Feed]) -> int:
         """How many rows all feeds have, after a check of each. Raises BackendError."""
@@ -249,7 +259,9 @@ class TrtSession:
         Whatever refuses to be let go, the rest is; then a refusal is raised.
         """
         self._open = False
-        self._lanes.clear()
+        # an exception on its way out holds the frames that it passed: so only attributes keep what must go in order
+        while self._lanes:
+            self._lanes.pop().close()
         self._engine = None
         self._runtime = None
         with ExitStack() as held:
