@@ -62,7 +62,6 @@ class Lane:
         Raises BackendError.
         """
         if self._set != rows:
-            self._may_record &= self._graph is None
             self._graph = None
             self.shape(rows)
         if self._seen and self._may_record and rows == self.size:

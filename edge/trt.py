@@ -147,11 +147,11 @@ class TrtSession:
             built = [(int(low[0]), int(high[0])) for low, _, high in shapes]
             if built != expected:
                 raise self._misbuilt(f"input {name} was built for other batches", expected, built)
-        expected = f"{', '.join(_DTYPES)} in DEVICE memory, a free first axis"
+        expected = f"{', '.join(_DTYPES)} in DEVICE memory, one row per picture"
         for name in names:
             kind, place = self._engine.get_tensor_dtype(name).name, self._engine.get_tensor_location(name).name
             shape = tuple(self._engine.get_tensor_shape(name))
-            if kind not in _DTYPES or place != "DEVICE" or shape[:1] != (-1,):
+            if kind not in _DTYPES or place != "DEVICE" or not shape:
                 raise self._misbuilt(f"tensor {name} is none for a session", expected, f"{kind}, {place}, {shape}")
 
     def _misbuilt(self, what: str, expected: object, got: object) -> BundleError:

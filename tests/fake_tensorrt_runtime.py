@@ -150,6 +150,8 @@ class IExecutionContext(Gated):
     def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
         engine = self._alive()
         taken = {context._profile for context in engine._contexts if context is not self}
+        if self._refuses("set_optimization_profile_async"):
+            return False
         if profile_index in taken or not 0 <= profile_index < len(engine._header["profiles"]):
             self._home._log("ERROR", f"setOptimizationProfileAsync: profile {profile_index} is out of range or in use")
             return False
@@ -158,6 +160,8 @@ class IExecutionContext(Gated):
 
     def set_input_shape(self, name: str, shape: Any) -> bool:
         engine, shape = self._alive(), tuple(shape)
+        if self._refuses("set_input_shape"):
+            return False
         if name in engine._inputs and self._profile >= 0:
             low, _, high = engine._header["profiles"][self._profile][name]
             if len(shape) == len(low) and all(a <= size <= b for a, size, b in zip(low, shape, high, strict=True)):
@@ -168,7 +172,14 @@ class IExecutionContext(Gated):
         )
         return False
 
+    def _refuses(self, method: str) -> bool:
+        if refused := self._home._watch.refuse == method:
+            self._home._log("ERROR", f"IExecutionContext::{method}: refused")
+        return refused
+
     def infer_shapes(self) -> list[str]:
+        if self._refuses("infer_shapes"):
+            return list(self._alive()._inputs)
         return [name for name in self._alive()._inputs if name not in self._shapes]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
@@ -184,6 +195,8 @@ class IExecutionContext(Gated):
         return tuple(rows if size == -1 and axis == 0 else size for axis, size in enumerate(shape))
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
+        if self._refuses("set_tensor_address"):
+            return False
         if name not in self._alive()._tensors:
             self._home._log("ERROR", f"IExecutionContext::setTensorAddress: no tensor {name}")
             return False

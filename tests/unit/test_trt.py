@@ -309,6 +309,19 @@ def test_an_enqueue_that_is_refused_while_recording_runs_without(bench: Bench) -
 # --- what goes wrong ------------------------------------------------------------------------------------------------
 
 
+class Failing(FakeCuda):
+    """A GPU whose nth call of the driver fails."""
+
+    left = -1
+
+    def _asked(self, verb: str, detail: int | str, *, recordable: bool = True) -> None:
+        super()._asked(verb, detail, recordable=recordable)
+        if self.left >= 0 and verb not in ("free", "unpin"):
+            self.left -= 1
+            if self.left < 0:
+                raise BackendError(f"CUDA_ERROR_UNKNOWN in {verb}")
+
+
 @pytest.mark.parametrize(
     ("feeds", "part"),
     [
@@ -417,6 +430,67 @@ def test_no_memory_for_a_context(every: Bench, number: int) -> None:
     every.check_clean()
 
 
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("set_optimization_profile_async", "refuses profile 0"),
+        ("set_input_shape", "refuses 32 rows"),
+        ("infer_shapes", r"misses the shapes of \['image'\]"),
+        ("set_tensor_address", "refuses the memory of image"),
+    ],
+)
+def test_a_context_that_refuses_while_it_is_opened(every: Bench, method: str, words: str) -> None:
+    every.watch.refuse = method
+    with pytest.raises(BackendError, match=rf"engine: TensorRT {words}: IExecutionContext::{method}: refused"):
+        every.session()
+    every.check_clean()
+
+
+@pytest.mark.parametrize("method", ["set_input_shape", "infer_shapes"])
+def test_a_shape_that_is_refused_is_asked_for_again(bench: Bench, method: str) -> None:
+    with bench.session() as session:
+        session.run({"image": images(5)})
+        bench.watch.refuse = method
+        for _ in range(2):
+            with pytest.raises(BackendError, match="refused"):
+                session.run({"image": images(4)})
+        bench.watch.refuse = ""
+        same(session.run({"image": images(5)}), wanted(images(5)))
+        same(session.run({"image": images(4)}), wanted(images(4)))
+    bench.check_clean()
+
+
+def test_what_is_told_is_of_this_run_and_its_first_mistake(bench: Bench) -> None:
+    bench.cuda = cuda = Failing()
+    with bench.session() as session:
+        logger_of(bench.trt).log(bench.trt.ILogger.Severity.ERROR, "of long ago")
+        bench.watch.refuse_enqueue, cuda.left = 1, 1  # after the upload: waiting for it fails too
+        with pytest.raises(BackendError, match=r"engine: TensorRT refuses to run: IExecutionContext::enqueueV3"):
+            session.run({"image": images(1)})
+        assert cuda.left == -1
+
+
+@pytest.mark.parametrize("output", ["flag", "count"])
+def test_a_plan_with_an_output_that_is_none_for_a_session(bench: Bench, output: str) -> None:
+    """BOOL, which no contract speaks of, and a scalar."""
+    nodes = [
+        helper.make_node("Cast", ["image"], ["flag"], "cast", to=TensorProto.BOOL),
+        helper.make_node("Cast", ["image"], ["pixels"], "pixels", to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["pixels"], ["count"], "mean", keepdims=0),
+    ]
+    kind, shape = {"flag": (TensorProto.BOOL, ["n", 2]), "count": (TensorProto.FLOAT, [])}[output]
+    graph = helper.make_graph(
+        nodes,
+        "odd",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["n", 2])],
+        [helper.make_tensor_value_info(output, kind, shape)],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    with pytest.raises(BundleError, match=f"tensor {output} is none for a session"):
+        bench.session(plan=built(bench.trt, bytes(made.SerializeToString())))
+    bench.check_clean()
+
+
 def test_no_memory_for_a_buffer(bench: Bench) -> None:
     """Whatever allocation it is that fails, nothing is left."""
     with bench.session():
@@ -428,19 +502,6 @@ def test_no_memory_for_a_buffer(bench: Bench) -> None:
         bench.check_clean()
     bench.cuda.capacity = needed
     bench.session().close()
-
-
-class Failing(FakeCuda):
-    """A GPU whose nth call of the driver fails."""
-
-    left = -1
-
-    def _asked(self, verb: str, detail: int | str, *, recordable: bool = True) -> None:
-        super()._asked(verb, detail, recordable=recordable)
-        if self.left >= 0 and verb not in ("free", "unpin"):
-            self.left -= 1
-            if self.left < 0:
-                raise BackendError(f"CUDA_ERROR_UNKNOWN in {verb}")
 
 
 @pytest.mark.parametrize("nth", range(7))  # synchronize, three allocations, three pins
