@@ -455,8 +455,8 @@ def test_a_shape_that_is_refused_is_asked_for_again(bench: Bench, method: str) -
             with pytest.raises(BackendError, match="refused"):
                 session.run({"image": images(4)})
         bench.watch.refuse = ""
-        same(session.run({"image": images(5)}), wanted(images(5)))
-        same(session.run({"image": images(4)}), wanted(images(4)))
+        same(session.run({"image": images(5, 1)}), wanted(images(5, 1)))
+        same(session.run({"image": images(4, 2)}), wanted(images(4, 2)))
     bench.check_clean()
 
 
