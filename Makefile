@@ -7,14 +7,17 @@ EVENTS ?= 100000
 STORE := out/results.db
 ADDRESS := tcp://127.0.0.1:5577
 
-.PHONY: setup run test check lint export collect bench chaos clean
+# On a Jetson TensorRT comes with the system; elsewhere nothing of the system's Python is needed.
+SEEN = $(shell $(PYTHON) -c 'import importlib.util as u; print("--system-site-packages" if u.find_spec("tensorrt") else "")')
+
+.PHONY: setup run test check lint export collect test-gpu bench bench-gpu chaos clean
 .DEFAULT_GOAL := run
 
 setup: .venv/ready
 
 .venv/ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Lookout needs Python 3.10 or newer: make PYTHON=python3.12")'
-	$(PYTHON) -m venv .venv || { echo "on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(SEEN) .venv || { echo "on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[export,nats,dev]'
 	@touch $@
@@ -30,8 +33,20 @@ run: setup
 	  wait -n; kill -TERM $$collector $$edge 2>/dev/null; wait $$collector; code=$$?; wait $$edge || code=$$?; \
 	  if [ $$code = 0 ]; then cat out/edge.txt; else cat out/edge.log; fi; exit $$code
 
-test: check
+test: check .venv/compilers
 	$(BIN)/python -m pytest
+
+# What compiles engines and kernels without a GPU: the tests' alone, and 300 MB.
+.venv/compilers: .venv/ready
+	$(BIN)/python -m pip install --quiet --editable '.[compilers]'
+	@touch $@
+
+# On a machine with an NVIDIA GPU, TensorRT and a CUDA binding; what is missing is said.
+test-gpu: setup
+	$(BIN)/python -m pytest tests/gpu -v
+
+bench-gpu: setup
+	$(BIN)/python -m tests.bench.gpu
 
 check: lint
 	$(BIN)/mypy

@@ -110,47 +110,50 @@ def open_session(graph: Path | bytes, *, threads: int = 0) -> Session:
     return OrtSession(graph, threads=threads)
 
 
-@contextmanager
-def open_sessions(bundle: Bundle, backend: Backend = "auto", *, threads: int = 0) -> Iterator[Sessions]:
+def open_sessions(bundle: Bundle, backend: Backend = "auto", *, threads: int = 0) -> AbstractContextManager[Sessions]:
     """Detector and image encoder of a bundle, on TensorRT or ONNX Runtime.
 
-    auto is TensorRT where the bundle has engines and the machine an NVIDIA GPU, and else ONNX Runtime: a GPU whose
-    engines are missing or of another platform is an error then, never a quiet run on the CPU.
+    auto is TensorRT where the bundle has engines and the machine an NVIDIA GPU, and else ONNX Runtime: a GPU for which
+    none of the engines was built is an error then, never a quiet run on the CPU.
 
     threads: of a CPU, for one run; 0 takes every core. Raises BundleError: no engine for exactly this device;
     BackendError: a runtime that is missing or refuses.
     """
     match _chosen(bundle) if backend == "auto" else backend:
         case "tensorrt":
-            from edge import trt
-            from edge.cuda import open_cuda
-            from edge.gpu import CudaImaging
+            return _on_the_gpu(bundle)
+        case _:
+            return _on_the_cpu(bundle, threads)
 
-            with closing(open_cuda()) as cuda:
-                here = trt.platform(trt.load(), cuda.gpu)
 
-                def opened(network: Network) -> trt.TrtSession:
-                    name, engine = bundle.engine_for(network, here)
-                    plan, batches = bundle.file(name).read_bytes(), engine.fingerprint.batches
-                    return trt.TrtSession(
-                        plan, cuda, name=name, batches=batches, precision=engine.fingerprint.precision
-                    )
+@contextmanager
+def _on_the_cpu(bundle: Bundle, threads: int) -> Iterator[Sessions]:
+    from edge.imaging import HostImaging
+    from edge.ort import OrtSession
 
-                with (
-                    opened(DETECTOR) as detector,
-                    opened(IMAGE) as encoder,
-                    closing(CudaImaging(cuda)) as imaging,
-                ):
-                    yield Sessions(detector, encoder, imaging)
-        case "onnxruntime":
-            from edge.imaging import HostImaging
-            from edge.ort import OrtSession
+    with (
+        OrtSession(bundle.file(DETECTOR), threads=threads) as detector,
+        OrtSession(bundle.file(IMAGE), threads=threads) as encoder,
+    ):
+        yield Sessions(detector, encoder, HostImaging())
 
-            with (
-                OrtSession(bundle.file(DETECTOR), threads=threads) as detector,
-                OrtSession(bundle.file(IMAGE), threads=threads) as encoder,
-            ):
-                yield Sessions(detector, encoder, HostImaging())
+
+@contextmanager
+def _on_the_gpu(bundle: Bundle) -> Iterator[Sessions]:
+    from edge import trt
+    from edge.cuda import open_cuda
+    from edge.gpu import CudaImaging
+
+    with closing(open_cuda()) as cuda:
+        here = trt.platform(trt.load(), cuda.gpu)
+
+        def opened(network: Network) -> trt.TrtSession:
+            name, engine = bundle.engine_for(network, here)
+            plan, built = bundle.file(name).read_bytes(), engine.fingerprint
+            return trt.TrtSession(plan, cuda, name=name, batches=built.batches, precision=built.precision)
+
+        with opened(DETECTOR) as detector, opened(IMAGE) as encoder, closing(CudaImaging(cuda)) as imaging:
+            yield Sessions(detector, encoder, imaging)
 
 
 def _chosen(bundle: Bundle) -> Backend:

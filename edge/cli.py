@@ -24,6 +24,7 @@ from edge.commands import Commands
 from edge.config import DescribeConfig, EdgeConfig, MatchConfig, RuntimeConfig, TrackConfig, read_edge_config
 from edge.describe import Described, Describer
 from edge.detect import Detector
+from edge.doctor import examine, exit_code, show, to_json
 from edge.draw import draw
 from edge.encode import Encoder
 from edge.errors import CaptureError, ConfigError
@@ -162,6 +163,20 @@ def selftest(bundle: Path) -> None:
             click.echo(line)
 
 
+@main.command()
+@click.option("--config", type=_PATH, help="Also look at what it names: bundle, engines, disks, cameras.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
+@click.pass_context
+def doctor(ctx: click.Context, config: Path | None, as_json: bool) -> None:
+    """Say what is here, what is known to go wrong with it, and what to do; code 69 where something is bad."""
+    findings = examine(None if config is None else read_edge_config(config))
+    if as_json:
+        click.echo(to_json(findings))
+    else:
+        show(findings)
+    ctx.exit(exit_code(findings))
+
+
 @main.group()
 def keys() -> None:
     """The keys of a box whose events go encrypted."""
@@ -202,9 +217,9 @@ def _describer(
         _tested(bundle, sessions)
         logging.info("%s", sessions.encoder.about)
         facts, low = bundle.manifest, config.track.low if config.track.enabled else None
-        finder = Detector(sessions.detector, facts.detector, config.detect, low)
+        finder = Detector(sessions.detector, facts.detector, config.detect, low, sessions.imaging)
         encoder = Encoder(sessions.encoder, facts.encoder)
-        yield Describer(bundle, finder, encoder, config, apart)
+        yield Describer(bundle, finder, encoder, config, apart, sessions.imaging)
 
 
 @contextmanager

@@ -118,7 +118,7 @@ def build(recipe: Recipe, target: Path, say: Say) -> Bundle:
 
         facts = [detector_facts.model_dump(), encoder_facts.model_dump()]
         looks = [f"../edge/{name}.py" for name in ("golden", "detect", "imaging", "placement", "boxes", "images")]
-        looked = [sums[recipe.golden], _code("verify.py", "tokenizer.py", *looks)]
+        looked = [sums[recipe.golden], _code("verify.py", "variants.py", "tokenizer.py", *looks)]
         steps.run("verify", [GOLDEN], [*network, *towers, *facts, *looked], make_golden)
 
         plan = EnginePlan(**recipe.engine.model_dump()) if recipe.engine else None

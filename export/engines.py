@@ -28,6 +28,7 @@ from edge.bundle import (
 )
 from edge.errors import BundleError
 from edge.golden import Golden
+from export.engine import Build, Progress, engine_from_onnx, strongly_typed
 from export.hold import RUNGS, float32_nodes, held_in_fp32
 from export.pack import bundle_from_parts, reuse, workplace
 from export.verify import (
@@ -41,7 +42,6 @@ from export.verify import (
 
 if TYPE_CHECKING:
     from edge.cuda import Cuda
-    from export.engine import Progress
 
 Say = Callable[[str, str], None]  # (step, what became of it)
 
@@ -172,8 +172,6 @@ class _Maker:
 
     def engine(self, network: Network) -> tuple[bytes, EngineFacts]:
         """A plan that passed the gate, with its facts: for the encoder as many rungs in fp32 as that took."""
-        from export.engine import strongly_typed
-
         held: tuple[str, ...] = ()
         while True:
             plan = self._built(network, held)
@@ -199,8 +197,6 @@ class _Maker:
             )
 
     def _built(self, network: Network, held: tuple[str, ...]) -> bytes:
-        from export.engine import Build, engine_from_onnx, strongly_typed
-
         typed = onnx.load(self._bundle.file(HALF[network]))
         if held:
             typed = held_in_fp32(typed, RUNGS[held[-1]])

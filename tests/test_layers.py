@@ -58,7 +58,7 @@ EDGE: dict[str, frozenset[str]] = {
     **dict.fromkeys(("cuda_bindings", "cuda_pycuda"), WORDS | {"cuda"}),
     "lane": WORDS | {"cuda"},
     "trt": WORDS | {"bundle", "backend", "cuda", "lane"},
-    "gpu": WORDS | CONTRACTS | {"backend", "cuda", "placement"},
+    "gpu": WORDS | CONTRACTS | PIXELS | {"backend", "cuda"},
     **dict.fromkeys(STAGES, WORDS | CONTRACTS | PIXELS | {"backend"}),
     "keys": WORDS | CONTRACTS,
     "link": WORDS | CONTRACTS,
