@@ -11,6 +11,7 @@ import enum
 import functools
 import json
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -56,6 +57,7 @@ class Watch:
     refuse_enqueue: int = 0  # so many of the next runs are refused
     on_host: frozenset[str] = frozenset()  # tensors that the engine wants in host memory
     answer_shape: dict[str, tuple[int, ...]] = field(default_factory=dict)  # get_tensor_shape of these lies
+    compute: Callable[[bytes], bytes] = bytes  # the ONNX graph that an engine runs in place of its own
 
     events: list[str] = field(default_factory=list)  # "+runtime", "+context 0", "-context 0", … in order
     runs: list[tuple[int, dict[str, tuple[int, ...]], dict[str, int]]] = field(default_factory=list)

@@ -61,7 +61,9 @@ class ICudaEngine(Gated):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.log_severity_level = 3
-        self._session: Any = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        self._session: Any = onnxruntime.InferenceSession(
+            runtime._home._watch.compute(graph), options, providers=["CPUExecutionProvider"]
+        )
         self._tensors = {name: (kind, tuple(shape)) for name, kind, shape in header["inputs"] + header["outputs"]}
         self._inputs = [name for name, _, _ in header["inputs"]]
         self._home._watch.events.append("+engine")
