@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from edge.bank import SquareMode
 from edge.bundle import Batches, Channel, ResizeMode
 from edge.config import Settings, read_toml
 from edge.detect import PERSON
+from edge.encode import MAX_BATCH
 from edge.errors import ConfigError
 from export.coco import COCO
 from export.weights import OFFICIAL, fetch
@@ -52,10 +53,19 @@ class EngineRecipe(Settings):
     """[engine]: what a box with TensorRT runs; without it the bundle has no fp16 graphs, and no engine is built."""
 
     detector_batches: Batches = Field(default=(1, 4), strict=False, description="cameras looked at in one run")
-    encoder_batches: Batches = Field(default=(1, 8, 32), strict=False, description="people encoded in one run")
+    encoder_batches: Batches = Field(
+        default=(1, 8, MAX_BATCH), strict=False, description="people encoded in one run; a box takes up to 32"
+    )
     workspace_mib: int = Field(
         default=1024, gt=0, description="memory TensorRT may try tactics with; 1024 leaves room on a board of 8 GB"
     )
+
+    @field_validator("encoder_batches")
+    @classmethod
+    def _of_use(cls, batches: tuple[int, ...]) -> tuple[int, ...]:
+        if batches[-1] > MAX_BATCH:
+            raise ValueError(f"a box encodes up to {MAX_BATCH} people in one run, got {batches[-1]}")
+        return batches
 
 
 class Recipe(Settings):
