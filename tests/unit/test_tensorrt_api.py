@@ -64,7 +64,7 @@ def test_the_list_of_members_is_that_of_the_bindings_installed_here(tmp_path: Pa
     short = ".".join(version.split(".")[:3])
     if short not in VERSIONS:
         pytest.skip(f"TensorRT {version} is none of {VERSIONS}")
-    listed = members(short)
+    listed = dict(members(short))
     assert listed.pop("module") <= set(names)
     assert set(listed) == set(found)
     for kind, wanted in listed.items():
