@@ -77,7 +77,8 @@ def run(config: Path, max_frames: int | None, picture: Path | None) -> None:
         _outlet(chosen, keys) as outlet,
         Cameras(chosen.camera) as cameras,
     ):
-        logging.info("%s: %d camera(s), bundle %s", chosen.device, len(chosen.camera), chosen.bundle)
+        on = describer.about
+        logging.info("%s: %d camera(s), bundle %s, %s", chosen.device, len(chosen.camera), chosen.bundle, on)
         start = time.monotonic()
         loop(cameras, describer, reporter, outlet.send, stop, seen, max_frames)
         seconds = time.monotonic() - start
@@ -215,7 +216,6 @@ def _describer(
     """Everything between capture and publish, after the self-test: a box that fails it does not serve."""
     with open_sessions(bundle, runtime.backend, threads=runtime.threads) as sessions:
         _tested(bundle, sessions)
-        logging.info("%s", sessions.encoder.about)
         facts, low = bundle.manifest, config.track.low if config.track.enabled else None
         finder = Detector(sessions.detector, facts.detector, config.detect, low, sessions.imaging)
         encoder = Encoder(sessions.encoder, facts.encoder)

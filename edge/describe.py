@@ -184,6 +184,11 @@ class Describer:
             return [self._described(view, own) for view, own in zip(views, parts, strict=True)]
 
     @property
+    def about(self) -> str:
+        """What the networks run on, in words."""
+        return self._encoder.about
+
+    @property
     def tracks(self) -> int:
         """How many were ever described."""
         return sum(camera.identities.met for camera in self._cameras.values())

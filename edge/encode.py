@@ -17,6 +17,11 @@ class Encoder:
     def __init__(self, session: Session, facts: EncoderFacts) -> None:
         self._session, self._facts = session, facts
 
+    @property
+    def about(self) -> str:
+        """What it runs on, in words."""
+        return self._session.about
+
     def __call__(self, crops: Pictures, mirrored: Pictures | None = None) -> Floats:
         """(n, S, S, 3) uint8 BGR -> (n, d) float32, unit rows; n may be 0. Raises BackendError.
 

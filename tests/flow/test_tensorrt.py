@@ -338,7 +338,10 @@ def test_a_box_says_the_same_on_engines_as_on_the_cpu(
     assert not [size for verb, size in log if verb == "download" and size % crops == 0], "no crop comes back"
 
 
-def test_the_command_line_runs_on_engines(board: Board, built: Path, video: Path, tmp_path: Path) -> None:
+def test_the_command_line_runs_on_engines(
+    board: Board, built: Path, video: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     said = board.run("edge", "selftest", "--bundle", built).stdout
     assert f"{DETECTOR} on TensorRT 10.3.0 on Orin, fp16: " in said
     assert f"{IMAGE} on TensorRT 10.3.0 on Orin, fp16: 2 embeddings" in said
@@ -352,6 +355,8 @@ def test_the_command_line_runs_on_engines(board: Board, built: Path, video: Path
     )
     said = board.run("edge", "run", "--config", config).output
     assert "20 frames in" in said
+    assert "1 camera(s), bundle" in caplog.text
+    assert "TensorRT 10.3.0 on Orin, fp16" in caplog.text
 
 
 def test_two_boards_are_not_one(built: Path, tmp_path: Path) -> None:
