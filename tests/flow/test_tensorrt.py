@@ -41,7 +41,7 @@ from tests.flow.conftest import PICTURE
 from tests.rounding import rounded
 
 ORIN = Gpu("Orin", "8.7", 8 << 30)
-FRAMES = 16  # of two cameras together
+FRAMES = 10  # of two cameras together
 THREE = pytest.mark.parametrize("version", ["8.6.1", "10.3.0", "11.4.0"])
 
 
@@ -230,7 +230,6 @@ def test_an_engine_that_rounds_as_float16_does_passes(board: Board, bundle: Path
     ("node", "held"),
     [
         ("image/block0/attention/logits", ("attention",)),
-        ("image/block0/attention/residual", ("attention", "norms")),
         ("image/block0/mlp/gelu", ("attention", "norms", "blocks")),
     ],
 )

@@ -7,7 +7,7 @@ import json
 import logging
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -227,7 +227,16 @@ def test_what_say_raises_ends_the_build_and_comes_out(version: str, error: BaseE
     assert not watch.builds
 
 
+@pytest.fixture
+def foreground() -> Iterator[None]:
+    """As a terminal leaves it: what is started in the background ignores Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @typed
+@pytest.mark.usefixtures("foreground")
 def test_ctrl_c_ends_the_build_at_its_next_step(version: str) -> None:
     watch = Watch()
 
@@ -249,6 +258,7 @@ class Press(logging.Handler):
 
 
 @every
+@pytest.mark.usefixtures("foreground")
 def test_ctrl_c_inside_tensorrts_logger_is_not_lost(version: str) -> None:
     """TensorRT drops what a logger raises."""
     handler, logger = Press(), logging.getLogger("edge.trt")

@@ -227,7 +227,7 @@ def test_beyond_float16_is_refused_until_the_right_rung(
 
 
 def test_vit_b32_with_massive_activations(mini: Mini) -> None:
-    crops = np.stack([cv2.resize(crop, (224, 224), interpolation=cv2.INTER_CUBIC) for crop in mini.crops[::11]])
+    crops = np.stack([cv2.resize(crop, (224, 224), interpolation=cv2.INTER_CUBIC) for crop in mini.crops[::16]])
     state = clip_state()
     plain = onnx_from_clip(state).image
     assert 256 < largest(plain, is_stream, crops[:2]) < END
@@ -243,7 +243,6 @@ def test_vit_b32_with_massive_activations(mini: Mini) -> None:
             return float(figures.split("cosine ")[1].split(",")[0])
 
     typed = onnx_from_clip(state, precision="fp16").image
-    judged(typed)
     before = judged(rounded(typed))
     assert judged(rounded(held_in_fp32(typed, RUNGS["norms"]))) >= before
     with pytest.raises(BundleError, match=r"embedding of crop \d+|best option"):
