@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from edge.cuda import Cuda
@@ -16,7 +17,8 @@ class Lane:
     """Runs of up to `size` pictures, the number that the profile is tuned for, in a context of their own.
 
     rows: inputs' name -> shape of one row. check: gives back what it gets, or raises BackendError with TensorRT's words
-    where that is None or False.
+    where that is None or False. refusals: makes a BackendError of what TensorRT's bindings raise where others of their
+    functions give False.
     """
 
     def __init__(
@@ -26,10 +28,11 @@ class Lane:
         cuda: Cuda,
         rows: Mapping[str, tuple[int, ...]],
         check: Callable[[str, object], Any],
+        refusals: Callable[[str], AbstractContextManager[None]],
         name: str,
     ) -> None:
         self.context, self.size = context, size
-        self._cuda, self._rows, self._check, self._name = cuda, rows, check, name
+        self._cuda, self._rows, self._check, self._refusals, self._name = cuda, rows, check, refusals, name
         self._set = 0  # rows that the context's shapes are set to
         self._seen = 0  # runs since then
         self._graph: object | None = None
@@ -37,8 +40,8 @@ class Lane:
 
     def choose(self, profile: int) -> None:
         """Raises BackendError."""
-        chosen = self.context.set_optimization_profile_async(profile, self._cuda.stream)
-        self._check(f"refuses profile {profile}", chosen)
+        with self._refusals(f"refuses profile {profile}"):
+            self.context.set_optimization_profile_async(profile, self._cuda.stream)
 
     def bind(self, addresses: Mapping[str, int]) -> None:
         """Where inputs and outputs lie in the GPU's memory. Raises BackendError."""
@@ -50,7 +53,9 @@ class Lane:
         self._set, self._seen = 0, 0  # until all of them are set
         for name, row in self._rows.items():
             self._check(f"refuses {rows} rows", self.context.set_input_shape(name, (rows, *row)))
-        if missing := self.context.infer_shapes():
+        with self._refusals(f"cannot infer the shapes of {rows} rows"):
+            missing = self.context.infer_shapes()
+        if missing:
             self._check(f"misses the shapes of {missing}", None)
         self._set = rows
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import logging
 from collections import deque
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
 from typing import Any
 
@@ -116,7 +116,8 @@ class TrtSession:
         try:
             self._log.errors.clear()
             # `cuda` stands for a device: without one, the Runtime of TensorRT 8.6 ends the process
-            self._runtime = self._check("has no runtime here", trt.Runtime(self._log))
+            with self._refusals("has no runtime here"):
+                self._runtime = trt.Runtime(self._log)
             self._engine = self._check("does not take the plan", self._runtime.deserialize_cuda_engine(plan), REBUILD)
             names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
             given = [name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
@@ -136,6 +137,14 @@ class TrtSession:
         if made is None or made is False:
             raise BackendError(f"{self._name}: TensorRT {refusal}: {self._log.quote()}", remedy=remedy)
         return made
+
+    @contextmanager
+    def _refusals(self, refusal: str) -> Iterator[None]:
+        """What pybind11 raises, as a BackendError: RuntimeError, or TypeError where a constructor gave nothing."""
+        try:
+            yield
+        except (RuntimeError, TypeError) as error:
+            raise BackendError(f"{self._name}: TensorRT {refusal}: {error}: {self._log.quote()}") from error
 
     def _check_built(self, inputs: Sequence[str], names: Sequence[str]) -> None:
         """That profiles and tensors are as the caller says and as a session can serve. Raises BundleError."""
@@ -171,7 +180,9 @@ class TrtSession:
     def _open_lanes(self) -> None:
         rows = {name: _row(spec) for name, spec in self.inputs.items()}
         for index, size in enumerate(self._batches):
-            self._lanes.append(Lane(self._context(size), size, self._cuda, rows, self._check, self._name))
+            context = self._context(size)
+            self._lanes.append(Lane(context, size, self._cuda, rows, self._check, self._refusals, self._name))
+            del context  # only attributes keep what must go in order
             self._lanes[-1].choose(index)
         self._cuda.synchronize()
 

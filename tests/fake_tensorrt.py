@@ -53,7 +53,7 @@ class Watch:
     workspace: int = 0  # bytes that a build needs
     refuse_build: str = ""  # the builder says this and gives no plan
     refuse_context: int | None = None  # the context of this number finds no memory
-    refuse: str = ""  # this method of contexts says no
+    refuse: str = ""  # this method of contexts says no, or the class Runtime
     refuse_enqueue: int = 0  # so many of the next runs are refused
     on_host: frozenset[str] = frozenset()  # tensors that the engine wants in host memory
     answer_shape: dict[str, tuple[int, ...]] = field(default_factory=dict)  # get_tensor_shape of these lies

@@ -17,6 +17,12 @@ from tests.fake_tensorrt_builder import MAGIC
 
 
 class Runtime(Gated):
+    def __new__(cls, logger: Any) -> Any:
+        if cls._home._watch.refuse == "Runtime":
+            cls._home._log("ERROR", "CUDA initialization failure with error: 35")
+            raise TypeError("pybind11::init(): factory function returned nullptr")
+        return super().__new__(cls)
+
     def __init__(self, logger: Any) -> None:
         self._home._register(self, logger)
         self._engines: weakref.WeakSet[ICudaEngine] = weakref.WeakSet()
@@ -150,13 +156,16 @@ class IExecutionContext(Gated):
         return self._profile
 
     def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
+        """True; NVIDIA's bindings raise what the C++ function answers with false."""
         engine = self._alive()
         taken = {context._profile for context in engine._contexts if context is not self}
-        if self._refuses("set_optimization_profile_async"):
-            return False
-        if profile_index in taken or not 0 <= profile_index < len(engine._header["profiles"]):
+        refused = self._refuses("set_optimization_profile_async")
+        if not refused and (profile_index in taken or not 0 <= profile_index < len(engine._header["profiles"])):
             self._home._log("ERROR", f"setOptimizationProfileAsync: profile {profile_index} is out of range or in use")
-            return False
+            refused = True
+        if refused:
+            del self, engine  # a frame of C++ holds nothing for a traceback to keep
+            raise RuntimeError("Error in set optimization profile async.")
         self._profile, self._shapes, self._state = profile_index, {}, self._state + 1
         return True
 
@@ -180,8 +189,10 @@ class IExecutionContext(Gated):
         return refused
 
     def infer_shapes(self) -> list[str]:
+        """The inputs whose shapes are missing; raises where the shapes do not fit each other."""
         if self._refuses("infer_shapes"):
-            return list(self._alive()._inputs)
+            del self
+            raise RuntimeError("infer_shapes error code: -1")
         return [name for name in self._alive()._inputs if name not in self._shapes]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:

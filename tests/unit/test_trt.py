@@ -433,15 +433,22 @@ def test_no_memory_for_a_context(every: Bench, number: int) -> None:
 @pytest.mark.parametrize(
     ("method", "words"),
     [
-        ("set_optimization_profile_async", "refuses profile 0"),
+        ("set_optimization_profile_async", "refuses profile 0: Error in set optimization profile async."),
         ("set_input_shape", "refuses 32 rows"),
-        ("infer_shapes", r"misses the shapes of \['image'\]"),
+        ("infer_shapes", "cannot infer the shapes of 32 rows: infer_shapes error code: -1"),
         ("set_tensor_address", "refuses the memory of image"),
     ],
 )
 def test_a_context_that_refuses_while_it_is_opened(every: Bench, method: str, words: str) -> None:
     every.watch.refuse = method
     with pytest.raises(BackendError, match=rf"engine: TensorRT {words}: IExecutionContext::{method}: refused"):
+        every.session()
+    every.check_clean()
+
+
+def test_a_runtime_that_cannot_be_made(every: Bench) -> None:
+    every.watch.refuse = "Runtime"
+    with pytest.raises(BackendError, match=r"engine: TensorRT has no runtime here: .*nullptr: CUDA initialization"):
         every.session()
     every.check_clean()
 
