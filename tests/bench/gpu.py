@@ -379,7 +379,7 @@ def whole_path(title: str, bundle: Bundle, frame: Frame, answers: Mapping[str, N
         medians.append(taken.median)
     console.print(table)
     ratio = medians[1] / medians[0]
-    console.print(f"  in the same run ONNX Runtime on the CPU takes {ratio:.1f} times as long", highlight=False)
+    console.print(f"  in the same run ONNX Runtime in fp32 on the CPU takes {ratio:.1f} times as long", highlight=False)
 
 
 if __name__ == "__main__":
