@@ -170,7 +170,8 @@ class Manifest(_Facts):
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])
-            raise BundleError(f"{path}: {key + ': ' if key else ''}{first['msg']}", remedy=MEND) from error
+            got = None if isinstance(first["input"], dict | list) else repr(first["input"])
+            raise BundleError(f"{path}: {key + ': ' if key else ''}{first['msg']}", got=got, remedy=MEND) from error
         except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise BundleError(f"{path}: no manifest: {error}", remedy=MEND) from error
         if manifest.seal() != sealed:

@@ -132,7 +132,7 @@ def resealed(**changes: object) -> bytes:
         (b"\xff\xfe{}", "no manifest"),
         (b"[" * 100_000, "no manifest"),
         (b'{"sha256": ' + b"9" * 5000 + b"}", "manifest"),
-        (resealed(format="lookout.bundle/1"), "format: Input should be 'lookout.bundle/2'"),
+        (resealed(format="lookout.bundle/1"), "format: Input should be 'lookout.bundle/2': got 'lookout.bundle/1'; "),
         (resealed(colour="red"), "colour: Extra inputs are not permitted"),
         (resealed(name=5), "name: Input should be a valid string"),
         (resealed(encoder={**ENCODER_FACTS.model_dump(mode="json"), "size": 0}), "encoder.size"),
