@@ -27,6 +27,11 @@ class Versions:
     binding: str = ""
     binding_version: Version = ()
 
+    @property
+    def compiler(self) -> Version:
+        """The CUDA that kernels are compiled with: NVRTC comes in the binding's number, nvcc with a toolkit."""
+        return self.binding_version if self.binding == "cuda.bindings" else min(self.toolkits, default=())
+
 
 @dataclass(frozen=True)
 class KnownBad:
@@ -85,7 +90,8 @@ KNOWN_BAD = (
     ),
     KnownBad(
         "GPUs before sm_75 and CUDA 13",
-        lambda has: _within((1,), has.compute_capability, (7, 5)) and has.cuda >= (13,),
+        # a driver for CUDA 13 still runs them (R580 does): it is the compiler that does not know them
+        lambda has: _within((1,), has.compute_capability, (7, 5)) and has.compiler >= (13,),
         "bad",
         "CUDA 13 compiles nothing for them (Xavier is sm_72, TX2 sm_62, Nano sm_53): use CUDA 12 or older",
         "https://docs.nvidia.com/cuda/archive/13.0.0/cuda-toolkit-release-notes/",

@@ -302,8 +302,13 @@ PLANTED = [
     ("JetPack 5 and older", Versions(l4t=(35, 4, 1)), Versions(l4t=(36, 3, 0))),
     (
         "GPUs before sm_75 and CUDA 13",
-        Versions(compute_capability=(7, 2), cuda=(13, 0)),
-        Versions(compute_capability=(7, 2), cuda=(12, 6)),
+        Versions(compute_capability=(7, 0), cuda=(13, 0), binding="cuda.bindings", binding_version=(13, 0)),
+        Versions(compute_capability=(7, 0), cuda=(13, 0), binding="cuda.bindings", binding_version=(12, 9)),
+    ),
+    (
+        "GPUs before sm_75 and CUDA 13",
+        Versions(compute_capability=(6, 1), cuda=(13, 0), binding="pycuda", toolkits=((13, 0),)),
+        Versions(compute_capability=(6, 1), cuda=(13, 0), binding="pycuda", toolkits=((12, 6),)),
     ),
     (
         "cuda-bindings newer than the driver",
