@@ -228,7 +228,9 @@ def show(findings: Sequence[Finding]) -> None:
     from rich.text import Text
 
     colours: dict[State, str] = {"good": "green", "note": "", "warning": "yellow", "bad": "bold red"}
-    table = Table("", "what", "is", "what to do")
+    table = Table("", "what")
+    for heading in ("is", "what to do"):
+        table.add_column(heading, overflow="fold")  # half a command is none
     for one in findings:
         cells = (Text(one.state, colours[one.state]), Text(one.name), Text(one.value), Text(one.say or ""))
         table.add_row(*cells)

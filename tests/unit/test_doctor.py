@@ -539,6 +539,14 @@ def test_the_worst_counts(states: list[probes.State], code: int, worst: str) -> 
     assert json.loads(to_json(findings))["state"] == worst
 
 
+def test_the_table_cuts_no_command_short(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    show([Finding("camera", "good", "bad", "see"), Finding("engines", "none", "bad", "-" * 60)])
+    out = capsys.readouterr().out
+    assert out.count("-") == 60
+    assert "…" not in out
+
+
 def test_the_table_shows_any_text_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     show([Finding("camera [red]x[/red]", "[/]", "bad", "do [this]")])
     out = capsys.readouterr().out
