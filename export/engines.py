@@ -26,7 +26,7 @@ from edge.bundle import (
     open_bundle,
     sha256_of,
 )
-from edge.errors import BundleError
+from edge.errors import BackendError, BundleError
 from edge.golden import Golden
 from export.engine import Build, Progress, engine_from_onnx, strongly_typed
 from export.hold import RUNGS, float32_nodes, held_in_fp32
@@ -47,7 +47,7 @@ Say = Callable[[str, str], None]  # (step, what became of it)
 
 
 def build_engines(target: Path, say: Say, progress: Progress) -> Bundle:
-    """Give the bundle at `target` the engines that this machine lacks.
+    """Give the bundle at `target` the engines that this machine lacks, or whose answers are no longer right.
 
     Raises BundleError: no bundle, no graphs to build from, or an engine that answers otherwise than ONNX Runtime (it is
     not packed); ModelError: a graph that TensorRT cannot read; BackendError: no TensorRT, no GPU, or a build that
@@ -63,7 +63,11 @@ def build_engines(target: Path, say: Say, progress: Progress) -> Bundle:
         if plan is None:
             remedy = "give its recipe a part [engine], and build the bundle again"
             raise BundleError(f"{target}: no fp16 graphs to build engines from", remedy=remedy)
-        wanted: list[Network] = [network for network in (DETECTOR, IMAGE) if not _has(bundle, network, here)]
+        wanted: list[Network] = [
+            network
+            for network in (DETECTOR, IMAGE)
+            if not _has(bundle, network, here) or not _serves(bundle, network, here, module, cuda, say)
+        ]
         if not wanted:
             say("engines", f"unchanged, for {here}")
             return bundle
@@ -126,6 +130,24 @@ def _has(bundle: Bundle, network: Network, here: Platform) -> bool:
     try:
         bundle.engine_for(network, here)
     except BundleError:
+        return False
+    return True
+
+
+def _serves(bundle: Bundle, network: Network, here: Platform, trt: Any, cuda: Cuda, say: Say) -> bool:
+    """Whether the engine that is there answers as a box asks it at its start: one that does not is to be built anew."""
+    from edge.trt import TrtSession
+
+    name, facts = bundle.engine_for(network, here)
+    plan, built, golden = bundle.file(name).read_bytes(), facts.fingerprint, Golden.read(bundle.file(GOLDEN))
+    try:
+        with TrtSession(plan, cuda, name=name, batches=built.batches, precision=built.precision, trt=trt) as session:
+            if network == DETECTOR:
+                golden.check_detector(session, name)
+            else:
+                golden.check_encoder(session, name, built.precision)
+    except (BackendError, BundleError) as error:
+        say("engines", f"{error.what}: it is built again")
         return False
     return True
 

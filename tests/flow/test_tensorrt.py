@@ -418,6 +418,11 @@ def test_a_plan_that_tensorrt_does_not_take_is_said_so(damage: str, board: Board
     said = board.run("edge", "selftest", "--bundle", bundle, code=69).stderr
     assert f"{engine.name}: TensorRT does not take the plan" in said
     assert "`make export`" in said
+    again = board.run("export", "engines", bundle).stderr  # what mends it
+    assert f"{engine.name}: TensorRT does not take the plan" in again
+    assert "it is built again" in again
+    assert engine.read_bytes() == whole
+    board.run("edge", "selftest", "--bundle", bundle)
 
 
 def test_a_box_whose_engine_answers_otherwise_does_not_serve(board: Board, built: Path, video: Path) -> None:
@@ -427,6 +432,8 @@ def test_a_box_whose_engine_answers_otherwise_does_not_serve(board: Board, built
     assert f"{IMAGE}: embeddings differ from the fp32 reference" in said
     said = board.run("edge", "describe", PICTURE, "--bundle", built, code=72).stderr
     assert "embeddings differ" in said
+    said = board.run("export", "engines", built, code=72).stderr
+    assert "it is built again" in said
 
 
 def test_altered_golden_outputs_stop_an_engine(board: Board, built: Path, tmp_path: Path) -> None:
