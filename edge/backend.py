@@ -144,6 +144,8 @@ def _on_the_gpu(bundle: Bundle) -> Iterator[Sessions]:
     from edge.cuda import open_cuda
     from edge.gpu import CudaImaging
 
+    for network in (DETECTOR, IMAGE):
+        bundle.engines_of(network)  # that there are none at all needs no GPU to be said
     with closing(open_cuda()) as cuda:
         here = trt.platform(trt.load(), cuda.gpu)
 
@@ -168,5 +170,8 @@ def _chosen(bundle: Bundle) -> Backend:
             "%s has no engine for the GPU of this machine, which stays idle; `make export` builds one", bundle.path
         )
     elif engines:
-        log.info("no NVIDIA GPU here for the engines of %s: ONNX Runtime runs its graphs", bundle.path)
+        log.warning(
+            "no NVIDIA GPU answers here for the engines of %s: the CPU runs its graphs; `edge doctor` says more",
+            bundle.path,
+        )
     return "onnxruntime"

@@ -105,7 +105,7 @@ class Platform(_Facts):
 
     tensorrt: str = Field(description="version of TensorRT")
     compute_capability: str = Field(description="of the GPU, as in 8.7")
-    gpu: str = Field(description="the GPU's name")
+    gpu: str = Field(description="the GPU's name, and how many multiprocessors it has")
 
     def __str__(self) -> str:
         return f"{self.gpu} (sm_{self.compute_capability.replace('.', '')}), TensorRT {self.tensorrt}"
@@ -199,12 +199,22 @@ class Bundle:
     def file(self, name: str) -> Path:
         return self.path / name
 
+    def engines_of(self, network: Network) -> dict[str, EngineFacts]:
+        """The engines of a network for whatever platform, at least one, by file name. Raises BundleError."""
+        built = {name: facts for name, facts in self.manifest.engines.items() if facts.network == network}
+        if not built:
+            raise self._without(network)
+        return built
+
+    def _without(self, network: Network) -> BundleError:
+        return BundleError(f"{self.path}: no engine for {network}", remedy=_mend_engines(self.path))
+
     def engine_for(self, network: Network, here: Platform) -> tuple[str, EngineFacts]:
         """The engine of a network for exactly this platform, by file name. Raises BundleError: what does not fit."""
         plan, files = self.manifest.engine, self.manifest.files
-        built = {name: facts for name, facts in self.manifest.engines.items() if facts.network == network}
-        if plan is None or not built:
-            raise BundleError(f"{self.path}: no engine for {network}", remedy=_mend_engines(self.path))
+        built = self.engines_of(network)
+        if plan is None:
+            raise self._without(network)
         faults = {}
         for name, facts in built.items():
             one, graph = facts.fingerprint, files.get(facts.graph, "absent")

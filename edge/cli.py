@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 
 from edge.backend import Sessions, open_sessions
+from edge.bank import Look
 from edge.bundle import DETECTOR, GOLDEN, IMAGE, Bundle, open_bundle
 from edge.capture import Cameras, CameraState
 from edge.commands import Commands
@@ -145,6 +146,9 @@ def check(config: Path) -> None:
     chosen = read_edge_config(config)
     bundle = open_bundle(chosen.bundle)
     publish_keys(chosen.publish)
+    if chosen.runtime.backend == "tensorrt":
+        for network in (DETECTOR, IMAGE):
+            bundle.engines_of(network)
     Cameras(chosen.camera).close()  # files and folders are looked at, live cameras are not called
     categories = bundle.bank.permitted(chosen.match.sensitive).categories
     _check_sensitive(f"{config}: match.sensitive", chosen.match.sensitive, bundle)
@@ -237,9 +241,15 @@ def _outlet(config: EdgeConfig, keys: tuple[KeyPair, str] | None) -> Iterator[Pu
 def _tested(bundle: Bundle, sessions: Sessions) -> list[str]:
     """What the golden inputs gave, one line each. Raises BundleError where they gave something else."""
     golden, detector, encoder = Golden.read(bundle.file(GOLDEN)), sessions.detector, sessions.encoder
+    facts, imaging = bundle.manifest, sessions.imaging
+    # by way of what makes their pictures on this machine: a golden picture fits as it is, and comes out the same
+    frames = imaging.fit([Frame("golden", i, 0.0, image) for i, image in enumerate(golden.frames)], facts.detector)
+    whole = np.array([[0, 0, facts.encoder.size, facts.encoder.size]], np.float32)
+    parts = [(Frame("golden", i, 0.0, image), whole) for i, image in enumerate(golden.crops)]
+    crops = imaging.crop(parts, facts.encoder, Look(), "whole")
     return [
-        f"{DETECTOR} on {detector.about}: {golden.check_detector(detector, DETECTOR)}",
-        f"{IMAGE} on {encoder.about}: {golden.check_encoder(encoder, IMAGE, encoder.precision)}",
+        f"{DETECTOR} on {detector.about}: {golden.check_detector(detector, DETECTOR, frames)}",
+        f"{IMAGE} on {encoder.about}: {golden.check_encoder(encoder, IMAGE, encoder.precision, crops)}",
     ]
 
 

@@ -25,11 +25,20 @@ _DRIVERS = ("libcuda.so.1", "libcuda.so")
 
 @dataclass(frozen=True)
 class Gpu:
-    """name: as its driver says it, "Orin". compute_capability: "8.7". memory: bytes, on a Jetson the whole board's."""
+    """name: as its driver says it, "Orin". compute_capability: "8.7". memory: bytes, on a Jetson the whole board's.
+
+    multiprocessors: boards of one name differ in how many there are; 0: not known.
+    """
 
     name: str
     compute_capability: str
     memory: int
+    multiprocessors: int = 0
+
+    @property
+    def model(self) -> str:
+        """What tells it from others that an engine is not for: "Orin, 8 multiprocessors"."""
+        return f"{self.name}, {self.multiprocessors} multiprocessors" if self.multiprocessors else self.name
 
 
 class Cuda(Protocol):

@@ -55,15 +55,17 @@ class BindingsCuda:
             raise BackendError("no GPU here: the CUDA driver offers none", remedy=NO_DRIVER)
         device = self._device = self._did(driver.cuDeviceGet(0))
         kind = driver.CUdevice_attribute
-        major, minor = (
+        major, minor, multiprocessors = (
             self._did(driver.cuDeviceGetAttribute(which, device))
             for which in (
                 kind.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
                 kind.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+                kind.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT,
             )
         )
         name = self._did(driver.cuDeviceGetName(256, device)).split(b"\0")[0].decode()
-        self.gpu = Gpu(name, f"{major}.{minor}", int(self._did(driver.cuDeviceTotalMem(device))))
+        memory = int(self._did(driver.cuDeviceTotalMem(device)))
+        self.gpu = Gpu(name, f"{major}.{minor}", memory, int(multiprocessors))
         context = self._did(driver.cuDevicePrimaryCtxRetain(device))
         self._stream: Any = None
         self._context: list[tuple[Any, ...]] = [(driver.cuDevicePrimaryCtxRelease, device)]  # how it is given back

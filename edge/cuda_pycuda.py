@@ -52,7 +52,8 @@ class PycudaCuda:
         with self._asked():
             device = driver.Device(0)
             major, minor = device.compute_capability()
-            self.gpu = Gpu(device.name(), f"{major}.{minor}", int(device.total_memory()))
+            multiprocessors = device.get_attribute(driver.device_attribute.MULTIPROCESSOR_COUNT)
+            self.gpu = Gpu(device.name(), f"{major}.{minor}", int(device.total_memory()), int(multiprocessors))
             context = device.retain_primary_context()
         try:
             with self._asked():

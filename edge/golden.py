@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edge.backend import Session
+from edge.backend import Pictures, Session
 from edge.boxes import iou
 from edge.bundle import MEND, Precision
 from edge.errors import BundleError
@@ -46,9 +46,12 @@ class Golden:
         except Exception as error:  # zip, zlib and numpy refuse in a dozen ways
             raise BundleError(f"{path}: no golden inputs: {error}", remedy=MEND) from error
 
-    def check_detector(self, session: Session, name: str) -> str:
-        """Compare a detector with the golden boxes -> the figures in one line. Raises BundleError, BackendError."""
-        outputs = session.run({"image": self.frames})
+    def check_detector(self, session: Session, name: str, frames: Pictures | None = None) -> str:
+        """Compare a detector with the golden boxes -> the figures in one line. Raises BundleError, BackendError.
+
+        frames: the golden ones as they come out of what makes a machine's pictures; without, as they are.
+        """
+        outputs = session.run({"image": self.frames if frames is None else frames})
         for output, wanted in (("boxes", self.boxes), ("scores", self.scores)):
             _check_shape(f"{name}: {output}", outputs[output], wanted)
         seen = self.scores.max(axis=-1) > SEEN  # (f, A)
@@ -65,9 +68,12 @@ class Golden:
             )
         return f"{int(seen.sum())} boxes, smallest IoU {place:.4f}, largest score difference {gap:.1e}"
 
-    def check_encoder(self, session: Session, name: str, precision: Precision) -> str:
-        """Compare an encoder with the golden crops -> the figures in one line. Raises BundleError, BackendError."""
-        embeddings = session.run({"image": self.crops})["embedding"]
+    def check_encoder(self, session: Session, name: str, precision: Precision, crops: Pictures | None = None) -> str:
+        """Compare an encoder with the golden crops -> the figures in one line. Raises BundleError, BackendError.
+
+        crops: as `frames` of check_detector.
+        """
+        embeddings = session.run({"image": self.crops if crops is None else crops})["embedding"]
         return check_cosine(embeddings, self.embeddings, name, precision)
 
 

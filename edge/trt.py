@@ -41,7 +41,7 @@ def load() -> Any:
 
 def platform(trt: Any, gpu: Gpu) -> Platform:
     """What an engine that is built here runs on."""
-    return Platform(tensorrt=str(trt.__version__), compute_capability=gpu.compute_capability, gpu=gpu.name)
+    return Platform(tensorrt=str(trt.__version__), compute_capability=gpu.compute_capability, gpu=gpu.model)
 
 
 def runs(total: int, batches: Sequence[int]) -> list[tuple[int, int, int]]:

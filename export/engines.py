@@ -54,8 +54,10 @@ def build_engines(target: Path, say: Say, progress: Progress) -> Bundle:
     failed; ConfigError: another export is at work. `target` then is as it was.
     """
     from edge import trt
-    from edge.cuda import open_cuda
+    from edge.cuda import NO_DRIVER, gpu_count, open_cuda
 
+    if not gpu_count():
+        raise BackendError("engines are built on the machine that runs them: no NVIDIA GPU here", remedy=NO_DRIVER)
     module = trt.load()
     with workplace(target) as folder, closing(open_cuda()) as cuda:
         bundle = open_bundle(target)

@@ -344,6 +344,7 @@ def test_the_command_line_runs_on_engines(
     said = board.run("edge", "selftest", "--bundle", built).stdout
     assert f"{DETECTOR} on TensorRT 10.3.0 on Orin, fp16: " in said
     assert f"{IMAGE} on TensorRT 10.3.0 on Orin, fp16: 2 embeddings" in said
+    assert board.opened[-1].count("launch") == 3, "its frame and its two crops come by way of the kernels"
     shown = json.loads(board.run("edge", "describe", PICTURE, "--bundle", built, "--json").stdout)
     assert len(shown["people"]) == 6
     config = tmp_path / "edge.toml"
@@ -363,6 +364,7 @@ def test_two_boards_are_not_one(built: Path, tmp_path: Path) -> None:
         (Board("10.7.0"), "another TensorRT: expected 10.7.0, got 10.3.0"),
         (Board(gpu=Gpu("Orin", "8.9", 1 << 30)), "another compute capability: expected 8.9, got 8.7"),
         (Board(gpu=Gpu("Thor", "8.7", 1 << 30)), "another GPU: expected Thor, got Orin"),
+        (Board(gpu=Gpu("Orin", "8.7", 1 << 30, 16)), "another GPU: expected Orin, 16 multiprocessors, got Orin"),
     ):
         said = other.run("edge", "selftest", "--bundle", built, code=72).stderr
         assert what in said
@@ -380,16 +382,17 @@ def test_a_gpu_without_engines_is_told_of_and_asking_for_one_is_an_error(
         f'device = "box"\nbundle = "{bundle}"\n[[camera]]\nname = "pan"\nsource = "{video}"\n'
         '[runtime]\nbackend = "tensorrt"\n'
     )
-    said = board.run("edge", "run", "--config", config, code=72).stderr
-    assert f"no engine for {DETECTOR}" in said
-    assert "`make export`" in said
+    for machine, word in ((board, "run"), (Board(gpu=None), "run"), (board, "check")):
+        words = ["--config", config] if word == "run" else [config]
+        said = machine.run("edge", word, *words, code=72).stderr
+        assert f"no engine for {DETECTOR}" in said
+        assert "`make export`" in said
 
 
 def test_engines_without_a_gpu_are_told_of_and_the_cpu_runs(built: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO")
     said = Board(gpu=None).run("edge", "selftest", "--bundle", built).stdout
     assert "on the CPU" in said
-    assert "no NVIDIA GPU here for the engines of" in caplog.text
+    assert "no NVIDIA GPU answers here for the engines of" in caplog.text
 
 
 # ---- damage ----

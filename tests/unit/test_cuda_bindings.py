@@ -61,7 +61,9 @@ class Driver(ModuleType):
 
     CUresult = CUresult
     CUdevice_attribute = SimpleNamespace(
-        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR="major", CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR="minor"
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR="major",
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR="minor",
+        CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT="multiprocessors",
     )
     CUstream_flags = SimpleNamespace(CU_STREAM_NON_BLOCKING=1)
     CUevent_flags = SimpleNamespace(CU_EVENT_DEFAULT=0)
@@ -94,7 +96,7 @@ class Driver(ModuleType):
 
     def _answer(self, name: str, *given: Any) -> tuple[Any, ...]:
         if name == "cuDeviceGetAttribute":
-            return ({"major": 8, "minor": 7}[given[0]],)
+            return ({"major": 8, "minor": 7, "multiprocessors": 16}[given[0]],)
         if name in ("cuMemAlloc", "cuMemHostAlloc"):
             buffer = ctypes.create_string_buffer(given[0])
             self.buffers[ctypes.addressof(buffer)] = buffer
@@ -164,6 +166,7 @@ def test_it_says_what_it_opened(driver: Driver) -> None:
     assert isinstance(cuda, BindingsCuda)
     assert (cuda.about, cuda.driver, cuda.stream) == ("cuda.bindings 12.9.0", "12.6", 4096)
     assert (cuda.gpu.name, cuda.gpu.compute_capability, cuda.gpu.memory) == ("Orin", "8.7", 8 << 30)
+    assert cuda.gpu.model == "Orin, 16 multiprocessors"
     assert driver.calls[0] == "cuInit"
     assert "cuCtxCreate" not in driver.calls, "the primary context is shared with TensorRT"
     cuda.close()

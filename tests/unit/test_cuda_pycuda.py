@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -134,6 +134,8 @@ class Driver(ModuleType):
         self._stream = stream
         self.Device.driver = self
 
+    device_attribute = SimpleNamespace(MULTIPROCESSOR_COUNT="multiprocessors")
+
     class Device:
         driver: Driver
 
@@ -149,6 +151,9 @@ class Driver(ModuleType):
 
         def name(self) -> str:
             return "Orin"
+
+        def get_attribute(self, which: str) -> int:
+            return {"multiprocessors": 16}[which]
 
         def total_memory(self) -> int:
             return 8 << 30
@@ -243,6 +248,7 @@ def test_it_says_what_it_opened(install: Install) -> None:
     assert isinstance(cuda, PycudaCuda)
     assert (cuda.about, cuda.driver, cuda.stream) == ("pycuda 2025.1", "12.6", 4096)
     assert (cuda.gpu.name, cuda.gpu.compute_capability, cuda.gpu.memory) == ("Orin", "8.7", 8 << 30)
+    assert cuda.gpu.model == "Orin, 16 multiprocessors"
     assert driver.diary == ["init", "device 0", "retain", "push", "stream"]
     cuda.close()
 
