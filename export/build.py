@@ -113,7 +113,7 @@ def build(recipe: Recipe, target: Path, say: Say) -> Bundle:
                 phrases = tokenizer.encode(PHRASES)
                 words = text.run({"tokens": phrases})["embedding"]
             golden.write(folder / GOLDEN)
-            said = verify(folder, golden, phrases, words, "fp32")
+            said = verify(folder, golden, phrases, words)
             return said + (f"; {check_halves(folder, golden)}" if engine else "")
 
         facts = [detector_facts.model_dump(), encoder_facts.model_dump()]

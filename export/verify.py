@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edge.backend import Session, open_session
 from edge.bank import PromptBank
 from edge.boxes import iou
-from edge.bundle import DETECTOR, IMAGE, MEND, TEXT, DetectorFacts, EncoderFacts, Precision
+from edge.bundle import DETECTOR, IMAGE, MEND, TEXT, DetectorFacts, EncoderFacts
 from edge.config import DetectConfig
 from edge.detect import Detector
 from edge.encode import MAX_BATCH
@@ -55,19 +55,18 @@ def golden_from_picture(
     return Golden(inputs, boxes["boxes"], boxes["scores"], np.concatenate(crops), embeddings["embedding"])
 
 
-def verify(folder: Path, golden: Golden, tokens: Tokens, words: Floats, precision: Precision) -> str:
-    """Hold the graphs in `folder` against what their fp32 siblings said -> the figures in one line.
+def verify(folder: Path, golden: Golden, tokens: Tokens, words: Floats) -> str:
+    """Hold the fp32 graphs in `folder` against what they said when they were asked first -> the figures in one line.
 
-    Graphs in fp32 are their own siblings: what is held then is that the files load and give finite, unit answers.
-    tokens: (p, 77) int64. words: (p, d), their embeddings by the fp32 text tower. precision: the encoder's. Raises
-    BundleError for a graph that differs, BackendError.
+    So they load again as they lie on disk, and give finite, unit answers. tokens: (p, 77) int64. words: (p, d) float32,
+    what the text tower said of them. Raises BundleError for a graph that differs, BackendError.
     """
     with open_session(folder / DETECTOR) as detector:
         boxes = golden.check_detector(detector, DETECTOR)
     with open_session(folder / IMAGE) as image:
-        crops = golden.check_encoder(image, IMAGE, precision)
+        crops = golden.check_encoder(image, IMAGE, "fp32")
     with open_session(folder / TEXT) as text:
-        phrases = check_cosine(text.run({"tokens": tokens})["embedding"], words, TEXT, precision)
+        phrases = check_cosine(text.run({"tokens": tokens})["embedding"], words, TEXT, "fp32")
     return f"detector: {boxes}; image: {crops}; text: {phrases}"
 
 
