@@ -24,6 +24,7 @@ Overlap = Literal["nms", "merge"]
 Transport = Literal["acknowledged", "push"]
 Fsync = Literal["event", "interval", "never"]
 Telling = Literal["every-frame", "changes"]
+Decoder = Literal["auto", "gstreamer", "ffmpeg"]
 MOVED = {"crop.margin": "it is [look] margin of the prompt file since 0.3"}  # keys that were, and where they went
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -34,6 +35,17 @@ class Settings(BaseModel):
     model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+class ZoneConfig(Settings):
+    """One [[camera.zone]]."""
+
+    name: str = Field(min_length=1, max_length=200, description="what it is called, for people")
+    polygon: tuple[tuple[Fraction, Fraction], ...] = Field(
+        strict=False,
+        min_length=3,
+        description="its corners [x, y] in order, in 0..1 of the picture's width and height from the top left",
+    )
+
+
 class CameraConfig(Settings):
     """One [[camera]]."""
 
@@ -42,6 +54,17 @@ class CameraConfig(Settings):
         min_length=1,
         description="a video file, a folder of images, rtsp:// or http(s):// URL, or a device number such as '0'; "
         "paths are relative to this file",
+    )
+    schedule: tuple[str, ...] = Field(
+        default=(),
+        strict=False,
+        description='when it is looked at, by the box\'s local time, like "Mon-Fri 07:00-19:00" or '
+        '"22:00-06:00"; without one, always',
+    )
+    zone: tuple[ZoneConfig, ...] = Field(
+        default=(),
+        strict=False,
+        description="one [[camera.zone]] per zone: only people with their feet in one count",
     )
 
 
@@ -113,6 +136,40 @@ class MatchConfig(Settings):
     top_k: int = Field(default=3, ge=1, description="options reported per category")
     sensitive: tuple[str, ...] = Field(
         default=(), strict=False, description="categories the prompt file marks as sensitive that this box may answer"
+    )
+
+
+class MotionConfig(Settings):
+    """[motion]: an empty scene need not be looked at."""
+
+    enabled: bool = Field(
+        default=False,
+        description="true looks for people only while something moves, or somebody was there; a person who comes "
+        "unnoticed is missed",
+    )
+    share: Fraction = Field(default=0.0005, description="of the picture that has to change to count as motion")
+    hold_s: float = Field(default=5.0, gt=0, le=3600, description="seconds looked on after the last motion or person")
+
+
+class LoadConfig(Settings):
+    """[load]: how much the box may do, and what it gives up when that is too much."""
+
+    max_fps: float = Field(
+        default=10.0, gt=0, le=1000, description="frames described per second of each live camera; files are not held"
+    )
+    hot_c: float = Field(
+        default=90.0,
+        description="degrees Celsius of any part from which the box does less; also where it is throttled",
+    )
+    cool_c: float = Field(default=80.0, description="degrees below which it does more again")
+
+
+class HealthConfig(Settings):
+    """[health]: where the box tells how it is."""
+
+    address: str = Field(
+        default="127.0.0.1:9477",
+        description='host:port of /livez, /readyz, /status and /metrics, without encryption or password; '' is nowhere',
     )
 
 
@@ -190,6 +247,11 @@ class RuntimeConfig(Settings):
         description="auto: tensorrt where the bundle has engines and there is an NVIDIA GPU, else onnxruntime",
     )
     threads: int = Field(default=0, ge=0, le=1024, description="CPU threads for one inference; 0 takes every core")
+    decoder: Decoder = Field(
+        default="auto",
+        description="of rtsp:// cameras: gstreamer is the system's, ffmpeg OpenCV's own; auto: gstreamer where that "
+        "has NVIDIA's decoder, else ffmpeg",
+    )
 
 
 class DescribeConfig(Settings):
@@ -219,6 +281,9 @@ class EdgeConfig(DescribeConfig):
     publish: PublishConfig = PublishConfig()
     spool: SpoolConfig = SpoolConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+    motion: MotionConfig = MotionConfig()
+    load: LoadConfig = LoadConfig()
+    health: HealthConfig = HealthConfig()
 
     @field_validator("camera")
     @classmethod

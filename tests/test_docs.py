@@ -24,7 +24,7 @@ import edge.cli
 import export.cli
 from collector.store import Store
 from edge.commands import INTERRUPTED, IO_ERROR
-from edge.config import CameraConfig, EdgeConfig, Settings, read_edge_config
+from edge.config import CameraConfig, EdgeConfig, Settings, ZoneConfig, read_edge_config
 from edge.errors import LookoutError
 from export.label_map import read_label_map
 from export.prompts import read_prompts
@@ -448,6 +448,7 @@ def toml_of(value: object) -> str:
 TABLES: dict[str, type[BaseModel]] = {
     "the top": EdgeConfig,
     "[[camera]]": CameraConfig,
+    "[[camera.zone]]": ZoneConfig,
     **{
         f"[{name}]": type(field.default)
         for name, field in EdgeConfig.model_fields.items()

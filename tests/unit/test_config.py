@@ -41,7 +41,7 @@ def written(path: Path, text: str | bytes) -> Path:
 
 
 def test_every_key_is_described() -> None:
-    assert len(MODELS) == 11
+    assert len(MODELS) == 15
     for model in MODELS:
         assert model.__doc__
         for name, field in model.model_fields.items():
@@ -185,7 +185,7 @@ def test_windows_line_ends_and_byte_order_mark(path: Path) -> None:
         (GOOD + "[detekt]\niou = 1", ["detekt: unknown key; did you mean 'detect'?"]),
         (
             GOOD + "[quux]",
-            ["quux: unknown key; known keys: bundle, camera, crop, detect, device, match, publish, runtime"],
+            ["quux: unknown key; known keys: bundle, camera, crop, detect, device, health, load, match, motion, publish, runtime"],
         ),
         (GOOD + "[detect]\nthresold = 1", ["detect.thresold: unknown key; did you mean 'threshold'?"]),
         (GOOD + "[detect]\nquux = 1", ["detect.quux: unknown key; known keys: iou, overlap, threshold"]),
