@@ -169,7 +169,7 @@ class HealthConfig(Settings):
 
     address: str = Field(
         default="127.0.0.1:9477",
-        description='host:port of /livez, /readyz, /status and /metrics, without encryption or password; '' is nowhere',
+        description="host:port of /livez, /readyz, /status and /metrics, for everybody who reaches it; '' is nowhere",
     )
 
 

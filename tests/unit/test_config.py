@@ -185,7 +185,7 @@ def test_windows_line_ends_and_byte_order_mark(path: Path) -> None:
         (GOOD + "[detekt]\niou = 1", ["detekt: unknown key; did you mean 'detect'?"]),
         (
             GOOD + "[quux]",
-            ["quux: unknown key; known keys: bundle, camera, crop, detect, device, health, load, match, motion, publish, runtime"],
+            ["quux: unknown key; known keys: bundle, camera, crop, detect, device, health, load, match"],
         ),
         (GOOD + "[detect]\nthresold = 1", ["detect.thresold: unknown key; did you mean 'threshold'?"]),
         (GOOD + "[detect]\nquux = 1", ["detect.quux: unknown key; known keys: iou, overlap, threshold"]),
