@@ -70,7 +70,7 @@ class Proxy:
         self._carrying: set[asyncio.Task[None]] = set()  # a connection each
         self._turning: set[asyncio.Task[None]] = set()  # each lets it listen or not, as it should then
         self._closing = False
-        self._accepting: asyncio.Task[None] | None = None
+        self._listener: socket.socket | None = None
         self._changing = asyncio.Lock()
         self._held = held_port()
         self.port: int = self._held.getsockname()[1]
@@ -154,29 +154,39 @@ class Proxy:
         async with self._changing:
             if self._closing or self._meets("refuse"):
                 await self._shut()
-            elif self._accepting is None:
+            elif self._listener is None:
                 listener = socket.socket()
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 listener.bind(("127.0.0.1", self.port))
                 listener.listen()
                 listener.setblocking(False)
-                self._accepting = self._loop.create_task(self._accept(listener))
+                self._loop.add_reader(listener, self._accept, listener)
+                self._listener = listener
 
     async def _shut(self) -> None:
         """Stop listening, reset what is connected."""
-        tasks = [*self._carrying, *([self._accepting] if self._accepting else [])]
-        self._accepting = None
-        for task in tasks:
+        if self._listener is not None:
+            self._loop.remove_reader(self._listener)
+            self._listener.close()
+            self._listener = None
+        for task in (carrying := [*self._carrying]):
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*carrying, return_exceptions=True)
 
-    async def _accept(self, listener: socket.socket) -> None:
-        with listener:
-            while True:
-                client, _ = await self._loop.sock_accept(listener)
-                carrying = self._loop.create_task(self._carry(client))
-                self._carrying.add(carrying)
-                carrying.add_done_callback(self._carrying.discard)
+    def _accept(self, listener: socket.socket) -> None:
+        """Take a connection, in one step: an awaited one that is cancelled as it arrives would be nobody's to close."""
+        try:
+            client, _ = listener.accept()
+        except OSError:  # it has gone again
+            return
+        carrying = self._loop.create_task(self._carry(client))
+        self._carrying.add(carrying)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._carrying.discard(task)
+            client.close()  # a task that is cancelled before its first step never gets to its `with`
+
+        carrying.add_done_callback(ended)
 
     async def _carry(self, client: socket.socket) -> None:
         """One connection from its beginning to its end."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import socket
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 
 import pytest
 
@@ -317,3 +319,25 @@ def test_a_held_port_can_be_listened_on_again_and_again() -> None:
                 pass
             with pytest.raises(ConnectionRefusedError):
                 socket.create_connection(("127.0.0.1", port))
+
+
+def test_a_connection_that_arrives_as_it_stops_listening_is_closed(ends: Ends) -> None:
+    """Hundreds of times, so that some come in every step of it; an unclosed one is a ResourceWarning, an error here."""
+    over = threading.Event()
+
+    def dial() -> None:
+        while not over.is_set():
+            with suppress(OSError):
+                socket.create_connection(("127.0.0.1", ends.proxy.port), SECONDS).close()
+
+    dialling = [threading.Thread(target=dial) for _ in range(2)]
+    for thread in dialling:
+        thread.start()
+    for _ in range(300):
+        ends.proxy.begin(Fault("refuse", seconds=0.001))
+    over.set()
+    for thread in dialling:
+        thread.join()
+    ends.proxy.calm()
+    ends.proxy.close()
+    gc.collect()
