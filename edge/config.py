@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from pydantic.fields import FieldInfo
 
 from edge.errors import ConfigError
+from edge.schedule import Schedule
 from edge.values import Backend
 
 if sys.version_info >= (3, 11):
@@ -66,6 +67,12 @@ class CameraConfig(Settings):
         strict=False,
         description="one [[camera.zone]] per zone: only people with their feet in one count",
     )
+
+    @field_validator("schedule")
+    @classmethod
+    def _hours(cls, schedule: tuple[str, ...]) -> tuple[str, ...]:
+        Schedule.parse(schedule)
+        return schedule
 
 
 class DetectConfig(Settings):

@@ -13,8 +13,8 @@ import pytest
 
 PACKAGES = ("edge", "export", "collector")
 
-# what all stages speak of; boxes, images: pure functions; failpoints: where tests kill a process
-WORDS = frozenset({"errors", "values", "boxes", "images", "failpoints"})
+# what all stages speak of; boxes, images, schedule: pure functions; failpoints: where tests kill a process
+WORDS = frozenset({"errors", "values", "boxes", "images", "schedule", "failpoints"})
 CONTRACTS = frozenset({"bank", "bundle", "events", "config", "protocol"})
 DELIVERY = frozenset(
     {"keys", "link", "records", "wal", "leaves", "aside", "journal", "shelf", "spool"}
@@ -46,6 +46,7 @@ EDGE: dict[str, frozenset[str]] = {
     "values": frozenset({"errors"}),
     "boxes": frozenset({"errors", "values"}),
     "images": frozenset({"errors", "values"}),
+    "schedule": frozenset(),
     "failpoints": frozenset(),
     **dict.fromkeys(CONTRACTS, WORDS),
     "bundle": WORDS | {"bank"},
