@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from edge.errors import ConfigError
 from edge.schedule import Schedule
 from edge.values import Backend
+from edge.zones import flaw_of
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -28,6 +29,7 @@ Telling = Literal["every-frame", "changes"]
 Decoder = Literal["auto", "gstreamer", "ffmpeg"]
 MOVED = {"crop.margin": "it is [look] margin of the prompt file since 0.3"}  # keys that were, and where they went
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Corner = Annotated[tuple[Fraction, Fraction], Field(strict=False)]  # TOML has lists
 
 
 class Settings(BaseModel):
@@ -40,11 +42,18 @@ class ZoneConfig(Settings):
     """One [[camera.zone]]."""
 
     name: str = Field(min_length=1, max_length=200, description="what it is called, for people")
-    polygon: tuple[tuple[Fraction, Fraction], ...] = Field(
+    polygon: tuple[Corner, ...] = Field(
         strict=False,
         min_length=3,
         description="its corners [x, y] in order, in 0..1 of the picture's width and height from the top left",
     )
+
+    @field_validator("polygon")
+    @classmethod
+    def _sound(cls, polygon: tuple[Corner, ...]) -> tuple[Corner, ...]:
+        if flaw := flaw_of(polygon):
+            raise ValueError(f"should be the outline of one area, but {flaw}")
+        return polygon
 
 
 class CameraConfig(Settings):

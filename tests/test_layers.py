@@ -13,8 +13,8 @@ import pytest
 
 PACKAGES = ("edge", "export", "collector")
 
-# what all stages speak of; boxes, images, schedule: pure functions; failpoints: where tests kill a process
-WORDS = frozenset({"errors", "values", "boxes", "images", "schedule", "failpoints"})
+# what all stages speak of; boxes, images, schedule, zones: pure functions; failpoints: where tests kill a process
+WORDS = frozenset({"errors", "values", "boxes", "images", "schedule", "zones", "failpoints"})
 CONTRACTS = frozenset({"bank", "bundle", "events", "config", "protocol"})
 DELIVERY = frozenset(
     {"keys", "link", "records", "wal", "leaves", "aside", "journal", "shelf", "spool"}
@@ -37,7 +37,7 @@ STAGES = frozenset(
         "draw",
     }
 )
-DOCTOR = frozenset({"doctor", "jetson", "pairs", "probes", "reach"})  # what is here, and what to do about it
+DOCTOR = frozenset({"clock", "doctor", "jetson", "pairs", "probes", "reach"})  # what is here, and what to do about it
 
 # file of edge/ -> the files of edge/ it may import
 EDGE: dict[str, frozenset[str]] = {
@@ -46,6 +46,7 @@ EDGE: dict[str, frozenset[str]] = {
     "values": frozenset({"errors"}),
     "boxes": frozenset({"errors", "values"}),
     "images": frozenset({"errors", "values"}),
+    "zones": frozenset({"errors", "values"}),
     "schedule": frozenset(),
     "failpoints": frozenset(),
     **dict.fromkeys(CONTRACTS, WORDS),
@@ -73,9 +74,10 @@ EDGE: dict[str, frozenset[str]] = {
     "publish": WORDS | CONTRACTS | DELIVERY,
     "describe": WORDS | CONTRACTS | STAGES | PIXELS | {"backend"},
     "pipeline": WORDS | CONTRACTS | STAGES | PIXELS | {"describe"},
+    "clock": frozenset(),
     **dict.fromkeys(("jetson", "pairs", "reach"), WORDS | CONTRACTS),
-    "probes": WORDS | CONTRACTS | {"jetson"},
-    "doctor": WORDS | CONTRACTS | DEVICES | {"jetson", "pairs", "probes", "reach"},
+    "probes": WORDS | CONTRACTS | {"clock", "jetson"},
+    "doctor": WORDS | CONTRACTS | DEVICES | {"clock", "jetson", "pairs", "probes", "reach"},
     "cli": WORDS
     | CONTRACTS
     | DELIVERY
