@@ -9,10 +9,10 @@ import re
 import stat
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import cv2
 
@@ -130,19 +130,40 @@ def _opened(source: str, timeout: float, wait: Callable[[float], bool]) -> Pictu
     return _video(path, capture)
 
 
+Phase = Literal["starting", "up", "away", "frozen", "off", "ended"]
+
+
 @dataclass(frozen=True)
 class CameraState:
     """How one camera does.
 
-    connected: the latest attempt to read gave a picture. frames: captured so far. dropped: frames that a newer one
-    replaced before anyone took them, and images that could not be read. error: the latest, also when it is over.
+    live: no file or folder. phase: starting, no picture yet; up, pictures come; away, it is called in vain; frozen,
+    pictures come and show the same to the last bit; off, outside its schedule; ended, read to its end, or given up.
+    frames: captured so far. drops: by reason, those that never left here: "replaced" by a newer one before anyone took
+    them, "paced" as more than wanted, "unreadable" (these are no frames). reconnects: connections after the first.
+    error: the latest, also when it is over. frame_at: time.monotonic() of the latest picture. beat_at: of the latest
+    sign of life of the thread that reads it, be it an attempt, a picture or a wait; there is none after the end.
     """
 
     name: str
-    connected: bool = False
+    live: bool = True
+    phase: Phase = "starting"
     frames: int = 0
-    dropped: int = 0
+    drops: Mapping[str, int] = field(default_factory=dict)
+    reconnects: int = 0
     error: str | None = None
+    frame_at: float | None = None
+    beat_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def connected(self) -> bool:
+        """The latest attempt to read gave a picture, and it was not the same one as ever."""
+        return self.phase == "up"
+
+    @property
+    def dropped(self) -> int:
+        """For any reason."""
+        return sum(self.drops.values())
 
 
 @dataclass
@@ -150,13 +171,15 @@ class _Camera:
     """What a camera's thread and the taker of its frames share, guarded by the condition of Cameras."""
 
     pictures: Pictures
-    live: bool
     state: CameraState
     frame: Frame | None = None  # captured, not yet taken
     ended: bool = False
 
     def note(self, **changes: Any) -> None:
-        self.state = replace(self.state, **changes)
+        self.state = replace(self.state, beat_at=time.monotonic(), **changes)
+
+    def drop(self, reason: str) -> None:
+        self.note(drops={**self.state.drops, reason: self.state.drops.get(reason, 0) + 1})
 
 
 class Cameras:
@@ -183,7 +206,7 @@ class Cameras:
                 pictures = _opened(config.source, timeout, self._wait)
             except CaptureError as error:
                 raise CaptureError(f"camera {config.name!r}: {error}") from error
-            self._cameras.append(_Camera(pictures, is_url_or_device(config.source), CameraState(config.name)))
+            self._cameras.append(_Camera(pictures, CameraState(config.name, is_url_or_device(config.source))))
 
     def __enter__(self) -> Cameras:
         for camera in self._cameras:
@@ -250,12 +273,12 @@ class Cameras:
             failure.__cause__ = error
         camera.pictures.close()
         if failure:
-            logger.warning("%s", failure)
+            logger.warning("%s", failure, extra={"camera": name})
         with self._changed:
             if failure:
                 self.failures.append(failure)
                 camera.note(error=str(failure))
-            camera.note(connected=False)
+            camera.note(phase="ended")
             camera.ended = True
             self._changed.notify_all()
 
@@ -264,14 +287,20 @@ class Cameras:
         with self._changed:
             if self._closed:
                 return
-            name, number = camera.state.name, camera.state.frames
-            if camera.live and not camera.state.connected:
-                logger.info("camera %r: connected", name)
-            camera.note(connected=True, frames=number + 1)
-            if not camera.live:
-                self._changed.wait_for(lambda: self._closed or not camera.frame)
-            elif camera.frame:
-                camera.note(dropped=camera.state.dropped + 1)
+            name, number, live = camera.state.name, camera.state.frames, camera.state.live
+            if live and not camera.state.connected:
+                logger.info("camera %r: connected", name, extra={"camera": name})
+            again = live and number > 0 and not camera.state.connected
+            camera.note(
+                phase="up",
+                frames=number + 1,
+                frame_at=time.monotonic(),
+                reconnects=camera.state.reconnects + again,
+            )
+            while not live and not self._changed.wait_for(lambda: self._closed or not camera.frame, 1.0):
+                camera.note()
+            if live and camera.frame:
+                camera.drop("replaced")
             if not self._closed:
                 camera.frame = Frame(name, number, captured_at, image)
                 self._changed.notify_all()
@@ -280,9 +309,10 @@ class Cameras:
         """Say what a source goes on after."""
         if not self._closed:  # afterwards nobody wants to hear of it
             with self._changed:
-                dropped = camera.state.dropped + (0 if camera.live else 1)
-                camera.note(connected=False, dropped=dropped, error=str(mishap))
-            logger.warning("camera %r: %s", camera.state.name, mishap)
+                camera.note(error=str(mishap), **({"phase": "away"} if camera.state.live else {}))
+                if not camera.state.live:
+                    camera.drop("unreadable")
+            logger.warning("camera %r: %s", camera.state.name, mishap, extra={"camera": camera.state.name})
 
     def _wait(self, seconds: float) -> bool:
         """Pause a live camera's thread. False when it is time to stop."""
