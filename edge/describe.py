@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict, deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -27,6 +27,7 @@ from edge.imaging import HostImaging
 from edge.match import match
 from edge.track import Ended, Tracker
 from edge.values import Detections, Floats, Frame, Matches, Region
+from edge.zones import Polygon, inside
 
 log = logging.getLogger(__name__)
 
@@ -62,13 +63,18 @@ class Timings:
     """Milliseconds per frame of the latest 10,000 batches, by stage."""
 
     stages: dict[str, deque[float]] = field(default_factory=lambda: defaultdict(lambda: deque(maxlen=10_000)))
+    begun: Callable[[str], None] = lambda stage: None  # told of each stage as it begins
+    measured: Callable[[str, float], None] = lambda stage, seconds: None  # and of what it took, per frame
 
     @contextmanager
     def measure(self, stage: str, frames: int) -> Iterator[None]:
         """Time the block, shared out over its frames."""
+        self.begun(stage)
         start = time.perf_counter()
         yield
-        self.stages[stage].append((time.perf_counter() - start) * 1000 / max(frames, 1))
+        taken = (time.perf_counter() - start) / max(frames, 1)
+        self.stages[stage].append(taken * 1000)
+        self.measured(stage, taken)
 
 
 class Words:
@@ -138,7 +144,7 @@ class Describer:
 
     detector: with track.low, where people are followed. apart: names of cameras whose pictures have nothing to do with
     each other, so that nobody is followed. imaging: the detector's, which knows the frames already; without one, the
-    host's.
+    host's. zones: by camera, where people count; of a camera without any, everywhere.
     """
 
     def __init__(
@@ -149,6 +155,7 @@ class Describer:
         config: DescribeConfig,
         apart: Collection[str] = (),
         imaging: Imaging | None = None,
+        zones: Mapping[str, Sequence[Polygon]] | None = None,
     ) -> None:
         self._facts = bundle.manifest.encoder
         self._words = Words(bundle, config.match.sensitive)
@@ -156,7 +163,9 @@ class Describer:
         self._imaging = imaging or HostImaging()
         self._cameras: dict[str, _Camera] = {}
         self._apart = frozenset(apart)
+        self._zones = zones or {}
         self._bank = self._words.permitted
+        self._crops_allowed = config.crop.max_per_frame
         self.timings = Timings()
         self.encoded = 0  # crops
 
@@ -183,10 +192,19 @@ class Describer:
             parts = [{region: part[a:b] for region, part in vectors.items()} for a, b in pairwise(ends)]
             return [self._described(view, own) for view, own in zip(views, parts, strict=True)]
 
+    def limit(self, max_crops: int) -> None:
+        """Encode at most so many people of a frame from now on, but never more than crop.max_per_frame."""
+        self._crops_allowed = min(max_crops, self._config.crop.max_per_frame)
+
     @property
     def about(self) -> str:
         """What the networks run on, in words."""
         return self._encoder.about
+
+    @property
+    def bank(self) -> str:
+        """sha256 of the words in use."""
+        return self._words.bank.sha256
 
     @property
     def tracks(self) -> int:
@@ -208,7 +226,9 @@ class Describer:
 
     def _view(self, frame: Frame, found: Detections) -> _View:
         """Who is there, and who of them is to be encoded."""
-        config, limit = self._config, self._config.crop.max_per_frame
+        # before anything else: whoever is outside the zones is nobody, neither followed nor counted as skipped
+        found = found[inside(self._zones.get(frame.camera, ()), found.boxes, frame.width, frame.height)]
+        config, limit = self._config, self._crops_allowed
         if not self._followed(frame):
             found = found[found.scores > config.detect.threshold]
             people = found[tall_enough(found, config.crop.min_height)]

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from edge.values import Detections, Frame, Image, Matches
+from edge.zones import Polygon
 
 _FRAME_WIDTH, _FRAME_HEIGHT, _PANEL_WIDTH, _LINE, _PAD = 1152, 1400, 700, 24, 12  # px
 _THUMB = (60, 110)  # width, height in px
@@ -27,16 +28,25 @@ _INK, _PAPER = (235, 235, 235), (32, 30, 28)
 _CHARS = 60  # a line of the panel
 
 
-def draw(frame: Frame, people: Detections, matches: Matches, tracks: Sequence[int] | None = None) -> Image:
+def draw(
+    frame: Frame,
+    people: Detections,
+    matches: Matches,
+    tracks: Sequence[int] | None = None,
+    zones: Sequence[Polygon] = (),
+) -> Image:
     """(h, w, 3) uint8 BGR: the frame enlarged, numbered boxes, and each person's best option of every category.
 
     tracks: the people's numbers; without them they are counted from 1, best score first. What is unknown is left out.
-    People beyond what the panel holds are boxed, and counted below it.
+    People beyond what the panel holds are boxed, and counted below it. zones: outlined.
     """
     scale = min(_FRAME_WIDTH / frame.width, _FRAME_HEIGHT / frame.height)
     width, height = max(1, round(frame.width * scale)), max(1, round(frame.height * scale))
     picture = np.asarray(cv2.resize(frame.image, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)
     clean = picture.copy()  # the thumbnails are cut from it
+    for zone in zones:
+        corners = np.rint(np.multiply(zone, (width - 1, height - 1))).astype(np.int32)  # (k, 2) px
+        cv2.polylines(picture, [corners], True, _INK, 1, cv2.LINE_AA)
     panel = np.full((height, _PANEL_WIDTH, 3), _PAPER, np.uint8)
     top, shown = _PAD, 0
     numbers = range(1, len(people) + 1) if tracks is None else tracks

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from edge.backend import open_session
-from edge.bundle import open_bundle
-from edge.config import DetectConfig
+from edge.bundle import IMAGE, open_bundle
+from edge.config import DescribeConfig, DetectConfig
+from edge.describe import Describer
 from edge.detect import Detector
+from edge.encode import Encoder
 from edge.errors import CaptureError
 from edge.images import read_image
 from edge.values import Frame
@@ -58,3 +60,18 @@ def test_finds_the_people_of_the_frames_it_was_not_trained_on(detector: Detector
     precision, recall = precision_and_recall(detector, frames, truth)
     assert precision >= 0.85
     assert recall >= 0.85
+
+
+def test_people_outside_the_zones_of_their_camera_are_not_told_of(mini: Path, detector: Detector) -> None:
+    """A zone of the lower part of frame 650: some people stand in it, some behind."""
+    bundle, zone = open_bundle(mini), [(0.0, 0.33), (1.0, 0.6), (1.0, 1.0), (0.0, 1.0)]
+    frames = [Frame(camera, 649, 0.0, read_image(PICTURE)) for camera in ("zoned", "not")]
+    with open_session(mini / IMAGE) as session:
+        encoder, zones = Encoder(session, bundle.manifest.encoder), {"zoned": [zone]}
+        zoned, not_zoned = Describer(bundle, detector, encoder, DescribeConfig(), zones=zones)(frames)
+    assert len(not_zoned.people) >= 5
+    feet = [((x1 + x2) / 2 / 768, y2 / 576) for x1, _, x2, y2 in not_zoned.people.boxes.tolist()]
+    below = [y > 0.33 + 0.27 * x for x, y in feet]
+    assert 0 < sum(below) < len(below)
+    assert zoned.people.boxes.tolist() == not_zoned.people.boxes[below].tolist()
+    assert zoned.skipped == 0

@@ -138,3 +138,16 @@ def test_an_option_that_two_categories_share_is_told_apart() -> None:
     assert (
         np.nonzero((shared != PAPER).any(axis=(0, 2)))[0].max() > np.nonzero((alone != PAPER).any(axis=(0, 2)))[0].max()
     )
+
+
+def test_zones_are_outlined() -> None:
+    one = Frame("door", 0, 0.0, np.full((576, 768, 3), 90, np.uint8))
+    nobody, whole = people([]), [(0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0)]
+    triangle = [(0.25, 0.25), (0.75, 0.25), (0.25, 0.75)]
+    plain, zoned = draw(one, nobody, matches(0)), draw(one, nobody, matches(0), zones=[whole, triangle])
+    drawn_on = (plain != zoned).any(axis=2)[:, :WIDTH]  # (864, 1152) bool
+    assert drawn_on[[0, -1]].all()
+    assert drawn_on[:, [0, -1]].all()
+    assert drawn_on[432, [288, 576]].all(), "the sides of the triangle at half its height"
+    assert drawn_on.mean() < 0.02, "outlines, no areas"
+    assert (plain == zoned)[:, WIDTH:].all()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from edge.imaging import crops_of, cut
 from edge.match import match
 from edge.pipeline import Reporter, run
 from edge.values import Category, Detections, Floats, Frame, Matches, Region
+from edge.zones import Polygon
 from tests.fakes import DETECTOR_FACTS, ENCODER_FACTS, SLEEVE, Arrays, FakeSession, bank
 
 F32 = np.float32
@@ -63,7 +64,13 @@ def embed(feeds: Arrays) -> dict[str, NDArray[np.float32]]:
 class Stage:
     """A Describer whose detector finds the people that a test puts before the cameras. words: the bank on disk."""
 
-    def __init__(self, folder: Path, words: PromptBank = WORDS, **config: object) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        words: PromptBank = WORDS,
+        zones: Mapping[str, Sequence[Polygon]] | None = None,
+        **config: object,
+    ) -> None:
         self.config = DescribeConfig.model_validate({"track": TrackConfig(look_every=10), **config})
         self.folder = folder
         self.write(words)
@@ -72,7 +79,7 @@ class Stage:
         self._shown: deque[tuple[Sequence[Someone], tuple[int, int]]] = deque()
         low = self.config.track.low if self.config.track.enabled else None
         finder = Detector(self.detector, DETECTOR_FACTS, self.config.detect, low)
-        self.describer = Describer(self.bundle, finder, Encoder(self.encoder, ENCODER_FACTS), self.config)
+        self.describer = Describer(self.bundle, finder, Encoder(self.encoder, ENCODER_FACTS), self.config, zones=zones)
 
     def _found(self, feeds: Arrays) -> Arrays:
         views = [self._shown.popleft() for _ in feeds["image"]]
@@ -288,6 +295,20 @@ def test_of_a_crowd_the_largest_come_first_and_the_others_later(bundle_folder: P
     assert len(stage.crops) == 200
 
 
+@pytest.mark.parametrize("followed", [True, False])
+def test_a_limit_makes_it_encode_fewer_and_never_more_than_the_configuration(
+    bundle_folder: Path, followed: bool
+) -> None:
+    stage = Stage(bundle_folder, track=TrackConfig(enabled=followed, look_every=1), crop=CropConfig(max_per_frame=3))
+    crowd = [Someone(100 * i) for i in range(1, 6)]
+    for number, (limit, encoded) in enumerate([(None, 3), (1, 1), (2, 2), (10, 3)]):
+        if limit is not None:
+            stage.describer.limit(limit)
+        before = stage.describer.encoded
+        stage.one(number, *crowd)
+        assert stage.describer.encoded - before == encoded
+
+
 def test_whoever_is_new_comes_before_those_who_are_due_again(bundle_folder: Path) -> None:
     stage = Stage(bundle_folder, track=TrackConfig(look_every=1), crop=CropConfig(max_per_frame=2))
     large = [Someone(100, height=200), Someone(250, height=180)]
@@ -309,6 +330,33 @@ def test_small_people_are_counted_and_not_described(bundle_folder: Path) -> None
     grown = stage.one(3, replace(people[0], height=30), people[1])
     assert (len(grown.people), grown.skipped) == (2, 0)
     assert len(stage.crops) == 2, "who has grown tall enough is new"
+
+
+# ---- zones ----
+
+LEFT = [(0.0, 0.0), (0.5, 0.0), (0.5, 1.0), (0.0, 1.0)]  # half of a picture
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_whoever_is_outside_the_zones_is_nobody(bundle_folder: Path, enabled: bool) -> None:
+    stage = Stage(bundle_folder, zones={"door": [LEFT]}, track=TrackConfig(enabled=enabled))
+    inside, outside = Someone(100, colour=GREEN), [Someone(500), Someone(400, height=10), Someone(600, score=0.4)]
+    described = stage.one(0, inside, *outside)
+    assert sleeves(described) == ["short"]
+    assert described.skipped == 0
+    assert len(stage.crops) == 1
+    assert len(stage.one(1, *outside).people) == 0
+    everybody = stage.one(0, inside, *outside, camera="yard")
+    assert len(everybody.people) == 2, "another camera has no zones"
+    assert everybody.skipped == 1
+
+
+def test_whoever_leaves_the_zones_is_gone(bundle_folder: Path) -> None:
+    stage = Stage(bundle_folder, zones={"door": [LEFT]}, track=TrackConfig(lost_s=1))
+    seen = [stage.one(number, Someone(200 + 10 * number)) for number in range(30)]
+    assert [len(one.people) for one in seen] == [1] * 13 + [0] * 17, "x is 320 at last"
+    (ended,) = [track for one in seen for track in one.ended]
+    assert ended.frames == 13
 
 
 # ---- the end of a track ----
@@ -640,6 +688,14 @@ def test_support_is_rounded_and_unknown_is_said_only_where_it_is_true() -> None:
     (answer,) = reporter.event(events.Stamp(0, 0), careful).header.people[0].answers
     assert (answer.support, answer.unknown) == (None, True)
     assert answer.top[0].option == "long", "the best is told all the same"
+
+
+@pytest.mark.parametrize(("right", "said"), [(None, None), (True, None), (False, "unsynchronised")])
+def test_a_clock_that_is_not_set_is_said(right: bool | None, said: str | None) -> None:
+    one = described_of(PEOPLE[:1], None, np.eye(1, 4, dtype=F32))
+    event = Reporter("box", "sum", "e", 2, False, lambda: right).event(events.Stamp(0, 0), one)
+    assert event.header.clock == said
+    assert (b"clock" in events.encode(event)[0]) == (said is not None), "an older collector reads what it knew"
 
 
 def test_an_ended_tracks_times_are_those_of_its_events(bundle_folder: Path) -> None:
