@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shlex
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,10 +18,15 @@ import click
 import cv2
 import numpy as np
 
+from edge import notify
+from edge.activate import CONFIG, Box, systemd
+from edge.activate import activate as activate_release
+from edge.activate import rollback as roll_back
 from edge.backend import Sessions, open_sessions
 from edge.bank import Look
 from edge.bundle import DETECTOR, GOLDEN, IMAGE, Bundle, open_bundle
 from edge.capture import Cameras, CameraState
+from edge.clock import synchronised
 from edge.commands import Commands
 from edge.config import DescribeConfig, EdgeConfig, MatchConfig, RuntimeConfig, TrackConfig, read_edge_config
 from edge.describe import Described, Describer
@@ -33,13 +39,16 @@ from edge.events import Header
 from edge.golden import Golden
 from edge.images import image_files, read_image
 from edge.imaging import cut
+from edge.journald import configure_logging
 from edge.keys import KeyPair, new_key, publish_keys, secure_client
 from edge.pipeline import Reporter
 from edge.pipeline import run as loop
 from edge.publish import Publisher
 from edge.push import Pusher
+from edge.releases import HOME, Releases
 from edge.spool import Spool
 from edge.values import Frame, Image
+from edge.watchdog import Watchdog
 
 _PATH = click.Path(path_type=Path)
 
@@ -53,7 +62,7 @@ def _picture(ctx: click.Context, param: click.Parameter, value: Path | None) -> 
 
 @click.group(cls=Commands, help="Lookout's box: finds people, describes them in words, publishes what it saw.")
 def main() -> None:
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    configure_logging()
 
 
 @main.command()
@@ -70,18 +79,22 @@ def run(config: Path, max_frames: int | None, picture: Path | None) -> None:
     stop = _stopped_by_signals()
     seen = _Seen(keep=picture is not None)
     facts = bundle.manifest
-    reporter = Reporter(chosen.device, facts.seal(), facts.files[IMAGE], chosen.match.top_k, chosen.publish.crops)
+    top_k, crops = chosen.match.top_k, chosen.publish.crops
+    reporter = Reporter(chosen.device, facts.seal(), facts.files[IMAGE], top_k, crops, synchronised)
     keys = publish_keys(chosen.publish)
     apart = [camera.name for camera in chosen.camera if Path(camera.source).is_dir()]
     with (
         _describer(bundle, chosen, chosen.runtime, apart) as describer,
         _outlet(chosen, keys) as outlet,
         Cameras(chosen.camera) as cameras,
+        Watchdog(lambda: cameras.states) as watchdog,
     ):
         on = describer.about
         logging.info("%s: %d camera(s), bundle %s, %s", chosen.device, len(chosen.camera), chosen.bundle, on)
         start = time.monotonic()
-        loop(cameras, describer, reporter, outlet.send, stop, seen, max_frames)
+        notify.ready()
+        loop(cameras, describer, reporter, outlet.send, stop, seen, max_frames, watchdog.beat)
+        notify.stopping()
         seconds = time.monotonic() - start
     _print_summary(seen, describer, cameras.states, seconds)
     for line in outlet.summary():
@@ -141,10 +154,11 @@ def describe(
 
 @main.command()
 @click.argument("config", type=_PATH)
-def check(config: Path) -> None:
+@click.option("--bundle", "other", type=_PATH, help="With this bundle in place of the one it names.")
+def check(config: Path, other: Path | None) -> None:
     """Check a configuration, its bundle and its cameras' files, without running anything."""
     chosen = read_edge_config(config)
-    bundle = open_bundle(chosen.bundle)
+    bundle = open_bundle(other or chosen.bundle)
     publish_keys(chosen.publish)
     if chosen.runtime.backend == "tensorrt":
         for network in (DETECTOR, IMAGE):
@@ -182,6 +196,28 @@ def doctor(ctx: click.Context, config: Path | None, as_json: bool) -> None:
     ctx.exit(exit_code(findings))
 
 
+def _of_a_box(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of what changes the releases of a machine."""
+    home = click.option("--home", type=_PATH, default=HOME, show_default=True, help="Where releases lie.")
+    config = click.option("--config", type=_PATH, default=CONFIG, show_default=True, help="What they serve with.")
+    return home(config(command))
+
+
+@main.command()
+@click.argument("release")
+@_of_a_box
+def activate(release: str, config: Path, home: Path) -> None:
+    """Test an installed RELEASE, have it serve, and go back by itself where it does not get ready; as root."""
+    activate_release(_box(home, config), release)
+
+
+@main.command()
+@_of_a_box
+def rollback(config: Path, home: Path) -> None:
+    """Have the release before serve again, tested like a new one; as root."""
+    roll_back(_box(home, config))
+
+
 @main.group()
 def keys() -> None:
     """The keys of a box whose events go encrypted."""
@@ -203,6 +239,23 @@ def keys_new(file: Path) -> None:
 def schema() -> None:
     """Print the JSON Schema of an event's header."""
     click.echo(json.dumps(Header.model_json_schema(by_alias=True), indent=2))
+
+
+def _box(home: Path, config: Path) -> Box:
+    """This machine as one with releases. What is begun goes on though whoever called has gone, as by a lost ssh."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C, after which it goes back
+    start = time.monotonic()
+
+    def say(text: str) -> None:
+        try:
+            print(f"{time.monotonic() - start:7.1f} s  {text}", flush=True)
+        except OSError:  # nobody listens any more
+            with open(os.devnull, "wb") as nowhere:
+                for stream in (1, 2):
+                    os.dup2(nowhere.fileno(), stream)
+
+    return Box(Releases(home), config, systemd(), say)
 
 
 def _check_sensitive(where: str, names: Sequence[str], bundle: Bundle) -> None:

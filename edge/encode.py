@@ -6,6 +6,7 @@ import numpy as np
 
 from edge.backend import Pictures, Session
 from edge.bundle import EncoderFacts
+from edge.failpoints import failpoint
 from edge.values import Floats
 
 MAX_BATCH = 32  # bounds the memory of one run: a crowd is encoded in several
@@ -31,6 +32,7 @@ class Encoder:
             both = self(crops) + self(mirrored)
             lengths = np.linalg.norm(both, axis=1, keepdims=True)
             return np.asarray(both / np.maximum(lengths, np.finfo(np.float32).tiny), np.float32)
+        failpoint("box.encode")
         runs = [crops[start : start + MAX_BATCH] for start in range(0, len(crops), MAX_BATCH)]
         vectors = [np.asarray(self._session.run({"image": run})["embedding"], np.float32) for run in runs]
         return np.concatenate(vectors) if vectors else np.zeros((0, self._facts.dim), np.float32)

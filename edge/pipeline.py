@@ -25,6 +25,7 @@ class Reporter:
     """What the events of one run have in common.
 
     device: the box's name. bundle, encoder: sha256 of the manifest and the image encoder. top_k: options per category.
+    synchronised: whether the clock is right, None where nobody can tell.
     """
 
     device: str
@@ -32,6 +33,7 @@ class Reporter:
     encoder: str
     top_k: int
     crops: bool
+    synchronised: Callable[[], bool | None] = lambda: None
 
     def event(self, stamp: events.Stamp, described: Described) -> events.Event:
         """The wire's form of one described frame, under the number of `stamp`."""
@@ -44,6 +46,7 @@ class Reporter:
             camera=frame.camera,
             frame=frame.number,
             captured_at=round(frame.captured_at, 3),
+            clock="unsynchronised" if self.synchronised() is False else None,
             frame_size=(frame.width, frame.height),
             bundle=self.bundle,
             bank=described.bank,
@@ -89,13 +92,17 @@ def run(
     stop: threading.Event,
     on_described: Callable[[Described], None],
     max_frames: int | None = None,
+    beat: Callable[[str], None] = lambda stage: None,
 ) -> None:
     """Describe and `send` until every file has ended, `max_frames` frames are done, or `stop` is set.
 
-    Raises BackendError; whatever the cameras do is theirs to report.
+    beat: told of every stage as it begins, the wait for frames among them. Raises BackendError; whatever the cameras do
+    is theirs to report.
     """
     left = max_frames
+    describer.timings.begun = beat
     while not (stop.is_set() or cameras.done or left == 0):
+        beat("frames")
         frames = cameras.next(POLL)[:left]
         if not frames:
             continue
