@@ -12,6 +12,7 @@ from edge.boxes import iou as overlap_of
 from edge.bundle import DetectorFacts
 from edge.config import DetectConfig, Overlap
 from edge.errors import BundleError
+from edge.failpoints import failpoint
 from edge.imaging import HostImaging
 from edge.placement import fitted
 from edge.values import Detections, Floats, Frame
@@ -48,6 +49,7 @@ class Detector:
         """One Detections per frame, in one run of the graph. Raises BackendError."""
         if not frames:
             return []
+        failpoint("box.detect")
         outputs = self._session.run({"image": self._imaging.fit(frames, self._facts)})
         return [
             self._people(frame, boxes, scores)

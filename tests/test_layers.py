@@ -52,6 +52,10 @@ EDGE: dict[str, frozenset[str]] = {
     **dict.fromkeys(CONTRACTS, WORDS),
     "bundle": WORDS | {"bank"},
     "commands": frozenset({"errors"}),
+    **dict.fromkeys(("notify", "journald"), frozenset()),
+    "watchdog": WORDS | CONTRACTS | {"capture", "notify"},
+    "releases": WORDS,
+    "activate": WORDS | DEVICES | {"releases"},
     "placement": WORDS | CONTRACTS,
     "imaging": WORDS | CONTRACTS | {"placement", "backend"},
     "backend": WORDS | {"bank", "bundle", "imaging"} | DEVICES,
@@ -85,7 +89,7 @@ EDGE: dict[str, frozenset[str]] = {
     | PIXELS
     | DEVICES
     | DOCTOR
-    | {"backend", "describe", "pipeline", "commands"},
+    | {"backend", "describe", "pipeline", "watchdog", "notify", "journald", "commands", "releases", "activate"},
 }
 EXPORT = WORDS | CONTRACTS | PIXELS | DEVICES | {"backend", "commands", "detect", "crop", "encode", "match", "golden"}
 # link and publish: a store that is sent on to another collector
@@ -342,6 +346,11 @@ def test_box_and_collector_load_without_what_they_do_not_need(root: Path) -> Non
     done = load_without([*absent, "onnxruntime"], ["edge", "collector", *own], root)
     assert done.returncode == 0, done.stderr
     done = load_without(absent, ["edge.ort"], root)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_box_builds_engines_with_onnx_alone(root: Path) -> None:
+    done = load_without(["tokenizers", "safetensors", "scipy", "matplotlib"], ["export.cli"], root)
     assert done.returncode == 0, done.stderr
 
 
