@@ -18,6 +18,7 @@ import cv2
 
 from edge.config import CameraConfig, is_url_or_device
 from edge.errors import CaptureError
+from edge.failpoints import failpoint
 from edge.images import SUFFIXES, image_files, read_image
 from edge.values import Frame, Image
 
@@ -260,6 +261,7 @@ class Cameras:
         name, failure = camera.state.name, None
         try:
             for picture in camera.pictures:
+                failpoint("box.capture")
                 if isinstance(picture, CaptureError):
                     self._note(camera, picture)
                 else:
