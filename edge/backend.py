@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.bank import Look
-from edge.bundle import DETECTOR, IMAGE, Bundle, DetectorFacts, EncoderFacts, Network, Precision
+from edge.bundle import DETECTOR, IMAGE, SMALLER, Bundle, DetectorFacts, EncoderFacts, Network, Precision
 from edge.values import Backend, Floats, Frame, Region
 
 log = logging.getLogger(__name__)
@@ -93,11 +93,16 @@ class Imaging(Protocol):
 
 @dataclass(frozen=True)
 class Sessions:
-    """A bundle's two networks for the box, and what makes their pictures."""
+    """A bundle's networks for the box, and what makes their pictures.
+
+    smaller: the smaller detector, if it has one. engines: network -> fingerprint of its engine, where there are any.
+    """
 
     detector: Session
     encoder: Session
     imaging: Imaging
+    smaller: Session | None = None
+    engines: Mapping[str, str] = field(default_factory=dict)
 
 
 def open_session(graph: Path | bytes, *, threads: int = 0) -> Session:
@@ -111,7 +116,7 @@ def open_session(graph: Path | bytes, *, threads: int = 0) -> Session:
 
 
 def open_sessions(bundle: Bundle, backend: Backend = "auto", *, threads: int = 0) -> AbstractContextManager[Sessions]:
-    """Detector and image encoder of a bundle, on TensorRT or ONNX Runtime.
+    """Detectors and image encoder of a bundle, on TensorRT or ONNX Runtime.
 
     auto is TensorRT where the bundle has engines and the machine an NVIDIA GPU, and else ONNX Runtime: a GPU for which
     none of the engines was built is an error then, never a quiet run on the CPU.
@@ -131,11 +136,12 @@ def _on_the_cpu(bundle: Bundle, threads: int) -> Iterator[Sessions]:
     from edge.imaging import HostImaging
     from edge.ort import OrtSession
 
-    with (
-        OrtSession(bundle.file(DETECTOR), threads=threads) as detector,
-        OrtSession(bundle.file(IMAGE), threads=threads) as encoder,
-    ):
-        yield Sessions(detector, encoder, HostImaging())
+    with ExitStack() as held:
+        on = {
+            network: held.enter_context(OrtSession(bundle.file(network), threads=threads))
+            for network in bundle.manifest.networks
+        }
+        yield Sessions(on[DETECTOR], on[IMAGE], HostImaging(), on.get(SMALLER))
 
 
 @contextmanager
@@ -144,18 +150,23 @@ def _on_the_gpu(bundle: Bundle) -> Iterator[Sessions]:
     from edge.cuda import open_cuda
     from edge.gpu import CudaImaging
 
-    for network in (DETECTOR, IMAGE):
+    for network in bundle.manifest.networks:
         bundle.engines_of(network)  # that there are none at all needs no GPU to be said
-    with closing(open_cuda()) as cuda:
+    with ExitStack() as held:
+        cuda = held.enter_context(closing(open_cuda()))
         here = trt.platform(trt.load(), cuda.gpu)
+
+        engines: dict[str, str] = {}
 
         def opened(network: Network) -> trt.TrtSession:
             name, engine = bundle.engine_for(network, here)
+            engines[network] = engine.fingerprint.short()
             plan, built = bundle.file(name).read_bytes(), engine.fingerprint
             return trt.TrtSession(plan, cuda, name=name, batches=built.batches, precision=built.precision)
 
-        with opened(DETECTOR) as detector, opened(IMAGE) as encoder, closing(CudaImaging(cuda)) as imaging:
-            yield Sessions(detector, encoder, imaging)
+        on = {network: held.enter_context(opened(network)) for network in bundle.manifest.networks}
+        imaging = held.enter_context(closing(CudaImaging(cuda)))
+        yield Sessions(on[DETECTOR], on[IMAGE], imaging, on.get(SMALLER), engines)
 
 
 def _chosen(bundle: Bundle) -> Backend:

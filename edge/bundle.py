@@ -1,11 +1,13 @@
 """CONTRACT 1: the bundle, a folder with a manifest that export writes and the box reads.
 
     engines/<name>/  manifest.json  detector.onnx  image.onnx  text.onnx  vocabulary.txt.gz  golden.npz  prompts.npz
+                     detector-smaller.onnx
                      detector-fp16.onnx  image-fp16.onnx  detector-<sum>.engine  image-<sum>.engine  timing.cache
 
 The manifest names every file but the prompt bank with its sha256 and is sealed by its own. The bank is sealed by itself
 (`PromptBank.to_bytes`), so that new questions replace prompts.npz alone, in one rename, under a running box. The second
-line is there for boxes with TensorRT: an engine fits one kind of machine only, which its fingerprint tells.
+line is there where the recipe asks for it: the same detector at a smaller size, for a box that has too much to do. The
+third is there for boxes with TensorRT: an engine fits one kind of machine only, which its fingerprint tells.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import json
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -25,12 +27,17 @@ from edge.errors import BundleError
 
 Precision = Literal["fp32", "fp16"]
 ResizeMode = Literal["stretch", "letterbox"]
-Network = Literal["detector.onnx", "image.onnx"]  # what runs on a box
+Network = Literal["detector.onnx", "detector-smaller.onnx", "image.onnx"]  # what runs on a box
 
 MANIFEST = "manifest.json"
 DETECTOR: Network = "detector.onnx"  # image uint8 (n, H, W, 3) BGR -> boxes float32 (n, A, 4), scores float32 (n, A, K)
+SMALLER: Network = "detector-smaller.onnx"  # the same network and weights, fewer pixels; not every bundle has one
 IMAGE: Network = "image.onnx"  # image uint8 (n, S, S, 3) BGR -> embedding float32 (n, d)
-HALF: dict[Network, str] = {DETECTOR: "detector-fp16.onnx", IMAGE: "image-fp16.onnx"}  # the same, typed fp16
+HALF: dict[Network, str] = {  # the same, typed fp16
+    DETECTOR: "detector-fp16.onnx",
+    SMALLER: "detector-smaller-fp16.onnx",
+    IMAGE: "image-fp16.onnx",
+}
 TIMING = "timing.cache"  # what TensorRT measured while it built; a second build is quicker with it
 TEXT = "text.onnx"  # tokens int64 (n, 77) -> embedding float32 (n, d); never loaded on the box
 VOCABULARY = "vocabulary.txt.gz"  # how words become the tokens of text.onnx
@@ -97,7 +104,7 @@ class EnginePlan(_Facts):
     workspace_mib: int = Field(gt=0, description="memory that TensorRT may try tactics with, MiB")
 
     def batches(self, network: Network) -> tuple[int, ...]:
-        return self.detector_batches if network == DETECTOR else self.encoder_batches
+        return self.encoder_batches if network == IMAGE else self.detector_batches
 
 
 class Platform(_Facts):
@@ -144,18 +151,30 @@ class Manifest(_Facts):
     made_by: str = Field(description="the exporter's version")
     detector: DetectorFacts
     encoder: EncoderFacts
+    smaller: DetectorFacts | None = Field(
+        default=None, description="of the detector at a smaller size; none: the bundle has no such graph"
+    )
     files: dict[str, str] = Field(description="file name -> sha256")
     engine: EnginePlan | None = Field(default=None, description="none: no engines are meant to be built")
     engines: dict[str, EngineFacts] = Field(default={}, description="file name -> what it is")
     steps: dict[str, str] = Field(description="export step -> sha256 of its inputs; an unchanged step is not run again")
 
+    @property
+    def networks(self) -> tuple[Network, ...]:
+        """Those that run on a box."""
+        return (DETECTOR, IMAGE) if self.smaller is None else (DETECTOR, SMALLER, IMAGE)
+
     def seal(self) -> str:
         """sha256 over the canonical JSON of all fields."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        text = json.dumps(self._told(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def to_json(self) -> str:
-        return json.dumps({**self.model_dump(mode="json"), "sha256": self.seal()}, indent=2) + "\n"
+        return json.dumps({**self._told(), "sha256": self.seal()}, indent=2) + "\n"
+
+    def _told(self) -> dict[str, Any]:
+        # `smaller` came after bundles were in use: where there is none, manifest and seal are what they were before
+        return self.model_dump(mode="json", exclude={"smaller"} if self.smaller is None else None)
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
@@ -259,7 +278,7 @@ def open_bundle(path: Path, *, words: bool = True) -> Bundle:
     if not path.is_dir():
         raise BundleError(f"{path}: no bundle here", expected="a folder with manifest.json", remedy=MEND)
     manifest = Manifest.read(path / MANIFEST)
-    for name in (DETECTOR, IMAGE, TEXT, VOCABULARY, GOLDEN, *manifest.engines):
+    for name in (*manifest.networks, TEXT, VOCABULARY, GOLDEN, *manifest.engines):
         if name not in manifest.files:
             raise BundleError(f"{path / MANIFEST}: files: no {name}", remedy=MEND)
     for name, wanted in manifest.files.items():

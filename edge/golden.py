@@ -10,13 +10,26 @@ import numpy as np
 
 from edge.backend import Pictures, Session
 from edge.boxes import iou
-from edge.bundle import MEND, Precision
+from edge.bundle import DETECTOR, GOLDEN, MEND, SMALLER, Network, Precision
 from edge.errors import BundleError
 from edge.values import Floats, Image
 
 MIN_COSINE: dict[Precision, float] = {"fp32": 0.99999, "fp16": 0.999}
 MIN_IOU, MAX_SCORE_GAP = 0.98, 0.01
 SEEN = 0.1  # boxes below this score are noise; their place does not matter
+_SMALLER = "smaller_"  # how the arrays of the smaller detector begin in the file
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What an fp32 detector says of some frames.
+
+    frames: (f, H, W, 3) uint8 BGR -> boxes (f, A, 4), scores (f, A, K) float32.
+    """
+
+    frames: Image
+    boxes: Floats
+    scores: Floats
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +38,7 @@ class Golden:
 
     frames: (f, H, W, 3) uint8 BGR -> boxes (f, A, 4), scores (f, A, K) float32.
     crops: (c, S, S, 3) uint8 BGR -> embeddings (c, d) float32.
+    smaller: the same pictures at the size of the smaller detector, where there is one.
     """
 
     frames: Image
@@ -32,31 +46,49 @@ class Golden:
     scores: Floats
     crops: Image
     embeddings: Floats
+    smaller: Answers | None = None
+
+    def answers(self, network: Network) -> Answers:
+        """Of one of the detectors. Raises BundleError where there are none of the smaller one."""
+        if network == DETECTOR:
+            return Answers(self.frames, self.boxes, self.scores)
+        if self.smaller is None:
+            raise BundleError(f"{GOLDEN}: nothing to hold {network} against", remedy=MEND)
+        return self.smaller
 
     def write(self, path: Path) -> None:
+        arrays = {name: array for name, array in vars(self).items() if name != "smaller"}
+        if self.smaller is not None:
+            arrays |= {_SMALLER + name: array for name, array in vars(self.smaller).items()}
         with path.open("wb") as file:
-            np.savez_compressed(file, **vars(self))
+            np.savez_compressed(file, **arrays)
 
     @classmethod
     def read(cls, path: Path) -> Golden:
         """Raises BundleError."""
         try:
             with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-                return cls(**{name: arrays[name] for name in ("frames", "boxes", "scores", "crops", "embeddings")})
+                whole = {name: arrays[name] for name in ("frames", "boxes", "scores", "crops", "embeddings")}
+                fewer = [arrays[_SMALLER + name] for name in ("frames", "boxes", "scores") if _SMALLER + name in arrays]
+                return cls(**whole, smaller=Answers(*fewer) if fewer else None)
         except Exception as error:  # zip, zlib and numpy refuse in a dozen ways
             raise BundleError(f"{path}: no golden inputs: {error}", remedy=MEND) from error
 
-    def check_detector(self, session: Session, name: str, frames: Pictures | None = None) -> str:
+    def check_detector(
+        self, session: Session, name: str, frames: Pictures | None = None, network: Network = DETECTOR
+    ) -> str:
         """Compare a detector with the golden boxes -> the figures in one line. Raises BundleError, BackendError.
 
-        frames: the golden ones as they come out of what makes a machine's pictures; without, as they are.
+        frames: the golden ones as they come out of what makes a machine's pictures; without, as they are. network:
+        whose boxes.
         """
-        outputs = session.run({"image": self.frames if frames is None else frames})
-        for output, wanted in (("boxes", self.boxes), ("scores", self.scores)):
+        golden = self.answers(network)
+        outputs = session.run({"image": golden.frames if frames is None else frames})
+        for output, wanted in (("boxes", golden.boxes), ("scores", golden.scores)):
             _check_shape(f"{name}: {output}", outputs[output], wanted)
-        seen = self.scores.max(axis=-1) > SEEN  # (f, A)
-        place = _smallest(iou(outputs["boxes"][seen], self.boxes[seen]))
-        gap = float(np.abs(outputs["scores"] - self.scores).max(initial=0))
+        seen = golden.scores.max(axis=-1) > SEEN  # (f, A)
+        place = _smallest(iou(outputs["boxes"][seen], golden.boxes[seen]))
+        gap = float(np.abs(outputs["scores"] - golden.scores).max(initial=0))
         # NaN is no number that a comparison lets pass
         if not place >= MIN_IOU:
             raise BundleError(

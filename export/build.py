@@ -8,6 +8,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from edge.bundle import (
     GOLDEN,
     HALF,
     IMAGE,
+    SMALLER,
     TEXT,
     VOCABULARY,
     Bundle,
@@ -27,6 +29,7 @@ from edge.bundle import (
     EncoderFacts,
     EnginePlan,
     Manifest,
+    Network,
     Precision,
     open_bundle,
     sha256_of,
@@ -62,12 +65,6 @@ def build(recipe: Recipe, target: Path, say: Say) -> Bundle:
     sums = {path: sha256_of(path) for path in (cfg, weights, checkpoint, vocabulary, recipe.golden)}
 
     @functools.cache
-    def detector_graph(precision: Precision) -> bytes:
-        keep = [d.classes.index(name) for name in d.keep]
-        graph = onnx_from_darknet(cfg, weights, size=d.size, keep=keep, precision=precision, bn_epsilon=d.bn_epsilon)
-        return bytes(graph.SerializeToString())
-
-    @functools.cache
     def clip_graphs(precision: Precision) -> ClipGraphs:
         graphs = onnx_from_clip(read_checkpoint(checkpoint), precision=precision)
         takes = f"{graphs.context} tokens of {graphs.vocab}"
@@ -81,12 +78,17 @@ def build(recipe: Recipe, target: Path, say: Say) -> Bundle:
         steps = _Steps(folder, old, say)
 
         engine = recipe.engine is not None  # then each network is written in fp16, too
+        sizes: dict[Network, int] = {DETECTOR: d.size, **({SMALLER: d.smaller} if d.smaller else {})}
 
-        def make_detector() -> str:
-            (folder / DETECTOR).write_bytes(detector_graph("fp32"))
-            if engine:
-                (folder / HALF[DETECTOR]).write_bytes(detector_graph("fp16"))
-            return f"{cfg.name}, {d.size} px{', also in fp16' if engine else ''}"
+        def make_detector(network: Network, size: int) -> str:
+            graphs: dict[str, Precision] = {network: "fp32", **({HALF[network]: "fp16"} if engine else {})}
+            for file, precision in graphs.items():
+                keep = [d.classes.index(name) for name in d.keep]
+                graph = onnx_from_darknet(
+                    cfg, weights, size=size, keep=keep, precision=precision, bn_epsilon=d.bn_epsilon
+                )
+                (folder / file).write_bytes(graph.SerializeToString())
+            return f"{cfg.name}, {size} px{', also in fp16' if engine else ''}"
 
         def make_encoder() -> str:
             graphs = clip_graphs("fp32")
@@ -97,29 +99,36 @@ def build(recipe: Recipe, target: Path, say: Say) -> Bundle:
                 (folder / HALF[IMAGE]).write_bytes(clip_graphs("fp16").image.SerializeToString())
             return f"{checkpoint.name}, {graphs.image_size} px{', also in fp16' if engine else ''}"
 
-        network = [sums[cfg], sums[weights], d.size, d.classes, d.keep, d.bn_epsilon, engine, _code("darknet*.py")]
+        darknet = [sums[cfg], sums[weights]]
+        written = [d.classes, d.keep, d.bn_epsilon, engine, _code("darknet*.py")]
         towers = [sums[checkpoint], sums[vocabulary], engine, _code("clip*.py", "checkpoint.py", "pickles.py")]
-        steps.run("detector", [DETECTOR, *([HALF[DETECTOR]] if engine else [])], network, make_detector)
+        for network, size in sizes.items():
+            name = "smaller" if network == SMALLER else "detector"
+            files = [network, *([HALF[network]] if engine else [])]
+            steps.run(name, files, [*darknet, size, *written], functools.partial(make_detector, network, size))
         steps.run("encoder", [IMAGE, TEXT, VOCABULARY, *([HALF[IMAGE]] if engine else [])], towers, make_encoder)
         detector_facts, encoder_facts = _detector_facts(folder / DETECTOR, d), _encoder_facts(folder / IMAGE, e)
+        smaller_facts = _detector_facts(folder / SMALLER, d) if d.smaller else None
 
         def make_golden() -> str:
             with (
                 open_session(folder / DETECTOR) as detector,
+                open_session(folder / SMALLER) if smaller_facts else nullcontext() as smaller,
                 open_session(folder / IMAGE) as image,
                 open_session(folder / TEXT) as text,
             ):
-                golden = golden_from_picture(picture, detector, detector_facts, image, encoder_facts)
+                fewer = (smaller, smaller_facts) if smaller and smaller_facts else None
+                golden = golden_from_picture(picture, detector, detector_facts, image, encoder_facts, fewer)
                 phrases = tokenizer.encode(PHRASES)
                 words = text.run({"tokens": phrases})["embedding"]
             golden.write(folder / GOLDEN)
             said = verify(folder, golden, phrases, words)
             return said + (f"; {check_halves(folder, golden)}" if engine else "")
 
-        facts = [detector_facts.model_dump(), encoder_facts.model_dump()]
+        facts = [one.model_dump() for one in (detector_facts, smaller_facts, encoder_facts) if one]
         looks = [f"../edge/{name}.py" for name in ("golden", "detect", "imaging", "placement", "boxes", "images")]
         looked = [sums[recipe.golden], _code("verify.py", "variants.py", "tokenizer.py", *looks)]
-        steps.run("verify", [GOLDEN], [*network, *towers, *facts, *looked], make_golden)
+        steps.run("verify", [GOLDEN], [*darknet, d.size, *written, *towers, *facts, *looked], make_golden)
 
         plan = EnginePlan(**recipe.engine.model_dump()) if recipe.engine else None
         engines = kept_engines(old, folder, plan)
@@ -134,6 +143,7 @@ def build(recipe: Recipe, target: Path, say: Say) -> Bundle:
             made_by=f"lookout {version('lookout')}",
             detector=detector_facts,
             encoder=encoder_facts,
+            smaller=smaller_facts,
             files=dict(sorted(sha256s.items())),
             engine=plan,
             engines=engines,

@@ -16,6 +16,7 @@ from edge.bundle import (
     GOLDEN,
     HALF,
     IMAGE,
+    SMALLER,
     TIMING,
     Bundle,
     EngineFacts,
@@ -67,7 +68,7 @@ def build_engines(target: Path, say: Say, progress: Progress) -> Bundle:
             raise BundleError(f"{target}: no fp16 graphs to build engines from", remedy=remedy)
         wanted: list[Network] = [
             network
-            for network in (DETECTOR, IMAGE)
+            for network in bundle.manifest.networks
             if not _has(bundle, network, here) or not _serves(bundle, network, here, module, cuda, say)
         ]
         if not wanted:
@@ -101,7 +102,8 @@ def kept_engines(old: Bundle | None, folder: Path, plan: EnginePlan | None) -> d
     kept = {
         name: facts
         for name, facts in old.manifest.engines.items()
-        if facts.fingerprint.batches == plan.batches(facts.network)
+        if (folder / facts.graph).exists()  # a recipe may give up its smaller size
+        and facts.fingerprint.batches == plan.batches(facts.network)
         and facts.fingerprint.onnx_sha256 == sha256_of(folder / facts.graph)
     }
     names = [*kept, *([TIMING] if TIMING in old.manifest.files else [])]
@@ -123,9 +125,12 @@ def check_halves(folder: Path, golden: Golden) -> str:
 
     Raises BundleError for a graph that differs, BackendError.
     """
-    with open_session(folder / HALF[DETECTOR]) as detector, open_session(folder / HALF[IMAGE]) as image:
-        boxes = golden.check_detector(detector, HALF[DETECTOR])
-        return f"fp16: {boxes}, {golden.check_encoder(image, HALF[IMAGE], 'fp16')}"
+    told = []
+    for network in (DETECTOR, SMALLER) if golden.smaller is not None else (DETECTOR,):
+        with open_session(folder / HALF[network]) as detector:
+            told.append(golden.check_detector(detector, HALF[network], network=network))
+    with open_session(folder / HALF[IMAGE]) as image:
+        return f"fp16: {', '.join([*told, golden.check_encoder(image, HALF[IMAGE], 'fp16')])}"
 
 
 def _has(bundle: Bundle, network: Network, here: Platform) -> bool:
@@ -144,10 +149,10 @@ def _serves(bundle: Bundle, network: Network, here: Platform, trt: Any, cuda: Cu
     plan, built, golden = bundle.file(name).read_bytes(), facts.fingerprint, Golden.read(bundle.file(GOLDEN))
     try:
         with TrtSession(plan, cuda, name=name, batches=built.batches, precision=built.precision, trt=trt) as session:
-            if network == DETECTOR:
-                golden.check_detector(session, name)
-            else:
+            if network == IMAGE:
                 golden.check_encoder(session, name, built.precision)
+            else:
+                golden.check_detector(session, name, network=network)
     except (BackendError, BundleError) as error:
         say("engines", f"{error.what}: it is built again")
         return False
@@ -159,16 +164,18 @@ class _Gate:
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle, golden = bundle, Golden.read(bundle.file(GOLDEN))
-        self._crops = gate_crops(golden)
-        with open_session(bundle.file(DETECTOR)) as detector:
-            self._boxes = detector_answers(detector, gate_frames(golden))
+        self._crops, self._boxes = gate_crops(golden), {}
+        for network in bundle.manifest.networks:
+            if network != IMAGE:
+                with open_session(bundle.file(network)) as detector:
+                    self._boxes[network] = detector_answers(detector, gate_frames(golden, network))
         with open_session(bundle.file(IMAGE)) as encoder:
             self._vectors = encoder_answers(encoder, self._crops)
 
     def check(self, network: Network, session: Session, batches: Sequence[int]) -> str:
         """The figures in one line. Raises BundleError for an engine that answers otherwise."""
-        if network == DETECTOR:
-            return gate_detector(session, self._boxes, batches, network)
+        if network != IMAGE:
+            return gate_detector(session, self._boxes[network], batches, network)
         bank, scale = self._bundle.bank, self._bundle.manifest.encoder.logit_scale
         return gate_encoder(session, self._vectors, self._crops, bank, scale, batches, network)
 

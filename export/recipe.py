@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from edge.bank import SquareMode
 from edge.bundle import Batches, Channel, ResizeMode
@@ -34,8 +34,20 @@ class DetectorRecipe(Settings):
     )
     keep: tuple[str, ...] = Field(default=("person",), min_length=1, strict=False, description="the classes to report")
     size: int = Field(default=416, gt=0, description="net input edge, px; a multiple of 32 for YOLOv4")
+    smaller: int | None = Field(
+        default=None,
+        gt=0,
+        multiple_of=32,
+        description="a second net input edge, px, below size: what a box sees by while it has too much to do",
+    )
     resize: ResizeMode = Field(default="stretch", description="stretch: as Darknet itself does")
     bn_epsilon: float = Field(default=1e-5, gt=0, description="1e-5 as in AlexeyAB's Darknet, 1e-6 as in OpenCV's")
+
+    @model_validator(mode="after")
+    def _is_smaller(self) -> DetectorRecipe:
+        if self.smaller is not None and self.smaller >= self.size:
+            raise ValueError(f"smaller should be below size, {self.size}, got {self.smaller}")
+        return self
 
 
 class EncoderRecipe(Settings):

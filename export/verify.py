@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,12 +12,12 @@ from numpy.typing import NDArray
 from edge.backend import Session, open_session
 from edge.bank import PromptBank
 from edge.boxes import iou
-from edge.bundle import DETECTOR, IMAGE, MEND, TEXT, DetectorFacts, EncoderFacts
+from edge.bundle import DETECTOR, IMAGE, MEND, SMALLER, TEXT, DetectorFacts, EncoderFacts, Network
 from edge.config import DetectConfig
 from edge.detect import Detector
 from edge.encode import MAX_BATCH
 from edge.errors import BundleError
-from edge.golden import MAX_SCORE_GAP, MIN_COSINE, MIN_IOU, SEEN, Golden, check_cosine
+from edge.golden import MAX_SCORE_GAP, MIN_COSINE, MIN_IOU, SEEN, Answers, Golden, check_cosine
 from edge.imaging import HostImaging, crops_of
 from edge.match import match
 from edge.values import Detections, Floats, Frame, Image, columns_of
@@ -36,12 +35,17 @@ TRY = (
 
 
 def golden_from_picture(
-    picture: Image, detector: Session, detector_facts: DetectorFacts, encoder: Session, encoder_facts: EncoderFacts
+    picture: Image,
+    detector: Session,
+    detector_facts: DetectorFacts,
+    encoder: Session,
+    encoder_facts: EncoderFacts,
+    smaller: tuple[Session, DetectorFacts] | None = None,
 ) -> Golden:
-    """Golden inputs from one picture (h, w, 3) BGR and its mirror image, with the outputs of these two fp32 sessions.
+    """Golden inputs from one picture (h, w, 3) BGR and its mirror image, with the outputs of these fp32 sessions.
 
     The crops are the people found; where a detector finds none (a network with random weights), fixed parts of the
-    picture. Raises BackendError.
+    picture. smaller: the smaller detector and its facts. Raises BackendError.
     """
     frames = [Frame("golden", i, 0.0, view) for i, view in enumerate((picture, picture[:, ::-1]))]
     people = Detector(detector, detector_facts, DetectConfig())(frames)
@@ -49,10 +53,15 @@ def golden_from_picture(
         crops_of(frame, found[:_PEOPLE] if len(found) else _quarters(frame), encoder_facts)
         for frame, found in zip(frames, people, strict=True)
     ]
-    inputs = HostImaging().fit(frames, detector_facts)
-    boxes = detector.run({"image": inputs})
-    embeddings = encoder.run({"image": np.concatenate(crops)})
-    return Golden(inputs, boxes["boxes"], boxes["scores"], np.concatenate(crops), embeddings["embedding"])
+    embeddings = encoder.run({"image": np.concatenate(crops)})["embedding"]
+    seen, fewer = _golden_answers(frames, detector, detector_facts), smaller and _golden_answers(frames, *smaller)
+    return Golden(seen.frames, seen.boxes, seen.scores, np.concatenate(crops), embeddings, fewer)
+
+
+def _golden_answers(frames: Sequence[Frame], detector: Session, facts: DetectorFacts) -> Answers:
+    inputs = HostImaging().fit(frames, facts)
+    outputs = detector.run({"image": inputs})
+    return Answers(inputs, outputs["boxes"], outputs["scores"])
 
 
 def verify(folder: Path, golden: Golden, tokens: Tokens, words: Floats) -> str:
@@ -62,12 +71,15 @@ def verify(folder: Path, golden: Golden, tokens: Tokens, words: Floats) -> str:
     what the text tower said of them. Raises BundleError for a graph that differs, BackendError.
     """
     with open_session(folder / DETECTOR) as detector:
-        boxes = golden.check_detector(detector, DETECTOR)
+        boxes = f"detector: {golden.check_detector(detector, DETECTOR)}"
+    if golden.smaller is not None:
+        with open_session(folder / SMALLER) as smaller:
+            boxes += f"; smaller: {golden.check_detector(smaller, SMALLER, network=SMALLER)}"
     with open_session(folder / IMAGE) as image:
         crops = golden.check_encoder(image, IMAGE, "fp32")
     with open_session(folder / TEXT) as text:
         phrases = check_cosine(text.run({"tokens": tokens})["embedding"], words, TEXT, "fp32")
-    return f"detector: {boxes}; image: {crops}; text: {phrases}"
+    return f"{boxes}; image: {crops}; text: {phrases}"
 
 
 def _quarters(frame: Frame) -> Detections:
@@ -79,21 +91,9 @@ def _quarters(frame: Frame) -> Detections:
 # ---- the gate of an engine ----
 
 
-@dataclass(frozen=True, eq=False)
-class Answers:
-    """What the fp32 detector says of the gate's frames.
-
-    frames: (f, H, W, 3) uint8 BGR -> boxes (f, A, 4), scores (f, A, K) float32.
-    """
-
-    frames: Image
-    boxes: Floats
-    scores: Floats
-
-
-def gate_frames(golden: Golden) -> Image:
-    """Six variants of each golden frame: (6 f, H, W, 3) uint8 BGR."""
-    return variants_of(golden.frames, _FRAME_VARIANTS)
+def gate_frames(golden: Golden, network: Network = DETECTOR) -> Image:
+    """Six variants of each golden frame of a detector: (6 f, H, W, 3) uint8 BGR. Raises BundleError: it has none."""
+    return variants_of(golden.answers(network).frames, _FRAME_VARIANTS)
 
 
 def gate_crops(golden: Golden) -> Image:
