@@ -22,9 +22,9 @@ from edge import notify
 from edge.activate import CONFIG, Box, systemd
 from edge.activate import activate as activate_release
 from edge.activate import rollback as roll_back
-from edge.backend import Sessions, open_sessions
+from edge.backend import Session, Sessions, open_sessions
 from edge.bank import Look
-from edge.bundle import DETECTOR, GOLDEN, IMAGE, Bundle, open_bundle
+from edge.bundle import DETECTOR, GOLDEN, IMAGE, SMALLER, Bundle, DetectorFacts, Network, open_bundle
 from edge.capture import Cameras, CameraState
 from edge.clock import synchronised
 from edge.commands import Commands
@@ -161,13 +161,15 @@ def check(config: Path, other: Path | None) -> None:
     bundle = open_bundle(other or chosen.bundle)
     publish_keys(chosen.publish)
     if chosen.runtime.backend == "tensorrt":
-        for network in (DETECTOR, IMAGE):
+        for network in bundle.manifest.networks:
             bundle.engines_of(network)
     Cameras(chosen.camera).close()  # files and folders are looked at, live cameras are not called
     categories = bundle.bank.permitted(chosen.match.sensitive).categories
     _check_sensitive(f"{config}: match.sensitive", chosen.match.sensitive, bundle)
     click.echo(f"{config}: good: {len(chosen.camera)} camera(s), bundle {bundle.manifest.name}")
     learned = "".join(f", {fit.how} on {fit.people} people of {fit.labels}" for fit in bundle.bank.fits)
+    sizes = [f"{one.width} x {one.height} px" for one in (bundle.manifest.detector, bundle.manifest.smaller) if one]
+    click.echo(f"detector: {', '.join(sizes)}{' while the box has too much to do' if len(sizes) > 1 else ''}")
     click.echo(f"words: {bundle.bank.source}{learned}")
     click.echo(f"answers: {', '.join(category.name for category in categories)}")
 
@@ -275,8 +277,11 @@ def _describer(
         _tested(bundle, sessions)
         facts, low = bundle.manifest, config.track.low if config.track.enabled else None
         finder = Detector(sessions.detector, facts.detector, config.detect, low, sessions.imaging)
+        smaller = None
+        if sessions.smaller is not None and facts.smaller is not None:
+            smaller = Detector(sessions.smaller, facts.smaller, config.detect, low, sessions.imaging)
         encoder = Encoder(sessions.encoder, facts.encoder)
-        yield Describer(bundle, finder, encoder, config, apart, sessions.imaging)
+        yield Describer(bundle, finder, encoder, config, apart, sessions.imaging, smaller=smaller)
 
 
 @contextmanager
@@ -293,17 +298,23 @@ def _outlet(config: EdgeConfig, keys: tuple[KeyPair, str] | None) -> Iterator[Pu
 
 def _tested(bundle: Bundle, sessions: Sessions) -> list[str]:
     """What the golden inputs gave, one line each. Raises BundleError where they gave something else."""
-    golden, detector, encoder = Golden.read(bundle.file(GOLDEN)), sessions.detector, sessions.encoder
-    facts, imaging = bundle.manifest, sessions.imaging
-    # by way of what makes their pictures on this machine: a golden picture fits as it is, and comes out the same
-    frames = imaging.fit([Frame("golden", i, 0.0, image) for i, image in enumerate(golden.frames)], facts.detector)
+    golden, facts = Golden.read(bundle.file(GOLDEN)), bundle.manifest
+    encoder, imaging = sessions.encoder, sessions.imaging
+
+    def looked(network: Network, detector: Session, own: DetectorFacts) -> str:
+        # by way of what makes their pictures on this machine: a golden picture fits as it is, and comes out the same
+        frames = [Frame("golden", i, 0.0, image) for i, image in enumerate(golden.answers(network).frames)]
+        said = golden.check_detector(detector, network, imaging.fit(frames, own), network)
+        return f"{network} on {detector.about}: {said}"
+
+    told = [looked(DETECTOR, sessions.detector, facts.detector)]
+    if sessions.smaller is not None and facts.smaller is not None:
+        told.append(looked(SMALLER, sessions.smaller, facts.smaller))
     whole = np.array([[0, 0, facts.encoder.size, facts.encoder.size]], np.float32)
     parts = [(Frame("golden", i, 0.0, image), whole) for i, image in enumerate(golden.crops)]
     crops = imaging.crop(parts, facts.encoder, Look(), "whole")
-    return [
-        f"{DETECTOR} on {detector.about}: {golden.check_detector(detector, DETECTOR, frames)}",
-        f"{IMAGE} on {encoder.about}: {golden.check_encoder(encoder, IMAGE, encoder.precision, crops)}",
-    ]
+    said = golden.check_encoder(encoder, IMAGE, encoder.precision, crops)
+    return [*told, f"{IMAGE} on {encoder.about}: {said}"]
 
 
 def _stopped_by_signals() -> threading.Event:

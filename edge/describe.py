@@ -144,7 +144,8 @@ class Describer:
 
     detector: with track.low, where people are followed. apart: names of cameras whose pictures have nothing to do with
     each other, so that nobody is followed. imaging: the detector's, which knows the frames already; without one, the
-    host's. zones: by camera, where people count; of a camera without any, everywhere.
+    host's. zones: by camera, where people count; of a camera without any, everywhere. smaller: as detector, of the same
+    network at a smaller size.
     """
 
     def __init__(
@@ -156,10 +157,12 @@ class Describer:
         apart: Collection[str] = (),
         imaging: Imaging | None = None,
         zones: Mapping[str, Sequence[Polygon]] | None = None,
+        smaller: Detector | None = None,
     ) -> None:
         self._facts = bundle.manifest.encoder
         self._words = Words(bundle, config.match.sensitive)
         self._detector, self._encoder, self._config = detector, encoder, config
+        self._smaller, self._detecting = smaller, detector
         self._imaging = imaging or HostImaging()
         self._cameras: dict[str, _Camera] = {}
         self._apart = frozenset(apart)
@@ -168,6 +171,7 @@ class Describer:
         self._crops_allowed = config.crop.max_per_frame
         self.timings = Timings()
         self.encoded = 0  # crops
+        self.engines: Mapping[str, str] = {}  # for people: network -> fingerprint of the engine that it runs on
 
     def __call__(self, frames: Sequence[Frame]) -> list[Described]:
         """One Described per frame; the crops of all frames are encoded together. Raises BackendError."""
@@ -179,7 +183,7 @@ class Describer:
             for camera in self._cameras.values():
                 camera.identities.restart()
         with self.timings.measure("detect", len(frames)):
-            found = self._detector(frames)
+            found = self._detecting(frames)
         with self.timings.measure("track", len(frames)):
             views = [self._view(frame, one) for frame, one in zip(frames, found, strict=True)]
         with self.timings.measure("crop", len(frames)):
@@ -195,6 +199,15 @@ class Describer:
     def limit(self, max_crops: int) -> None:
         """Encode at most so many people of a frame from now on, but never more than crop.max_per_frame."""
         self._crops_allowed = min(max_crops, self._config.crop.max_per_frame)
+
+    def use_smaller(self, on: bool) -> None:
+        """Find people by the smaller detector from the next frames on, or again by the other one; tracks go on.
+
+        Raises ValueError where there is no smaller one.
+        """
+        if on and self._smaller is None:
+            raise ValueError("use_smaller must be False where the bundle has no smaller detector, got True")
+        self._detecting = self._smaller if on and self._smaller is not None else self._detector
 
     @property
     def about(self) -> str:
