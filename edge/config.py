@@ -188,6 +188,14 @@ class HealthConfig(Settings):
         description="host:port of /livez, /readyz, /status and /metrics, for everybody who reaches it; '' is nowhere",
     )
 
+    @field_validator("address")
+    @classmethod
+    def _can_be_listened_on(cls, address: str) -> str:
+        place = re.fullmatch(r"(?:\[[^\s\[\]]+\]|[^\s:\[\]]+):([0-9]{1,5})", address)
+        if address and not (place and int(place[1]) < 65536):
+            raise ValueError("should be host:port, [host]:port for IPv6, with a port up to 65535, or '' for nowhere")
+        return address
+
 
 class PublishConfig(Settings):
     """[publish]: where results go."""

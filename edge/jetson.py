@@ -111,12 +111,28 @@ class Clock:
 
 
 def gpu_clock(root: Path) -> Clock | None:
-    """Of the devfreq device that is the GPU: "17000000.gpu" of an Orin, "gpu-gpc-0" of a Thor."""
-    for folder in sorted((root / "sys/class/devfreq").glob("*")):
-        if re.search(r"gpu(?!-nvd)|\.g[abpv]\d\db$", folder.name):
-            now, least, most = (number(folder / f"{name}_freq") for name in ("cur", "min", "max"))
-            if now is not None and least is not None and most is not None:
-                return Clock(now, least, most)
+    """Of the devfreq device that is the GPU."""
+    for folder in _gpus(root):
+        now, least, most = (number(folder / f"{name}_freq") for name in ("cur", "min", "max"))
+        if now is not None and least is not None and most is not None:
+            return Clock(now, least, most)
+    return None
+
+
+def _gpus(root: Path) -> list[Path]:
+    """The devfreq devices that are the GPU: "17000000.gpu" of an Orin, "gpu-gpc-0" of a Thor."""
+    folders = sorted((root / "sys/class/devfreq").glob("*"))
+    return [folder for folder in folders if re.search(r"gpu(?!-nvd)|\.g[abpv]\d\db$", folder.name)]
+
+
+def gpu_load(root: Path) -> float | None:
+    """How busy the GPU is, 0..1. NVIDIA's driver gives it in thousandths; that of a Thor, and of a PC, has no file.
+
+    tegrastats reads the same file (github.com/rbonghi/jetson_stats/issues/360).
+    """
+    for path in [*(gpu / "device/load" for gpu in _gpus(root)), root / "sys/devices/platform/gpu.0/load"]:
+        if (load := number(path)) is not None and 0 <= load <= 1000:
+            return load / 1000
     return None
 
 

@@ -287,6 +287,13 @@ class Journal:
             skipped = sum(key - max(key - more, self._floor) for key, more in found)
         return int(self._end - self._floor - skipped)
 
+    def oldest(self) -> float | None:
+        """When the oldest entry still to be delivered was queued; None: there is none."""
+        query = "SELECT queued FROM entries WHERE id >= ? ORDER BY id LIMIT 1"
+        with translated(reading=True):
+            found = self._db.execute(query, (self._floor,)).fetchone()
+        return found[0] if found else None
+
     def size(self) -> int:
         """Bytes in use, deleted entries left out."""
         with translated(reading=True):

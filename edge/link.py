@@ -69,6 +69,7 @@ class Delivery:
     failures: int = 0  # tries that were not, and connections that broke
     handshakes_refused: int = 0  # of these, in the handshake: keys that do not match, mostly
     connected: bool = False
+    acknowledged_at: float | None = None  # when the collector last said that it has something, on the clock of the link
 
 
 class Link:
@@ -150,6 +151,8 @@ class Link:
             log.info("the collector is there")
         self._state, self.delivery.connected, self._trouble = "streaming", True, ""
         self._window, self._cursor, self._moved_at = welcome.window, welcome.next, now
+        if welcome.next > stream.first:
+            self.delivery.acknowledged_at = now
         self._source.forget(stream.epoch, welcome.next)
 
     def _acknowledged(self, ack: Ack, now: float) -> None:
@@ -170,7 +173,7 @@ class Link:
                 self.delivery.delivered += 1
         if moved:
             self._source.forget(ack.epoch, ack.next)
-            self._moved_at = now
+            self._moved_at = self.delivery.acknowledged_at = now
             self._pause = FIRST_PAUSE
 
     def say(self, now: float) -> list[FromBox]:

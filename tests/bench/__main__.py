@@ -269,7 +269,7 @@ def high_water(pid: int) -> int:
 def edge_run(folder: Path, bundle: Path, port: int, source: str) -> subprocess.Popen[str]:
     (folder / "edge.toml").write_text(
         f'device = "bench"\nbundle = "{bundle}"\n[publish]\naddress = "tcp://127.0.0.1:{port}"\ntransport = "push"\n'
-        f'[[camera]]\nname = "c"\nsource = "{source}"\n'
+        f'[health]\naddress = ""\n[[camera]]\nname = "c"\nsource = "{source}"\n'
     )
     words = [sys.executable, "-c", "from edge.cli import main; main()", "run", "--config", str(folder / "edge.toml")]
     return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

@@ -32,7 +32,7 @@ def config(folder: Path, bundle: Path, source: Path, more: str = "", address: st
     path = folder / "edge.toml"
     path.write_text(
         f'device = "box"\nbundle = "{bundle}"\n[[camera]]\nname = "pan"\nsource = "{source}"\n'
-        f'[publish]\naddress = "{address}"\n{more}'
+        f'[health]\naddress = ""\n[publish]\naddress = "{address}"\n{more}'
     )
     return path
 

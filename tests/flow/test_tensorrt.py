@@ -351,7 +351,7 @@ def test_the_command_line_runs_on_engines(
     config.write_text(
         f'device = "box"\nbundle = "{built}"\n[[camera]]\nname = "pan"\nsource = "{video}"\n'
         '[publish]\naddress = "tcp://127.0.0.1:1"\nlinger_ms = 0\n[runtime]\nbackend = "tensorrt"\n'
-        f'[spool]\npath = "{tmp_path / "spool.db"}"\n'
+        f'[health]\naddress = ""\n[spool]\npath = "{tmp_path / "spool.db"}"\n'
     )
     said = board.run("edge", "run", "--config", config).output
     assert "20 frames in" in said
