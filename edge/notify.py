@@ -44,13 +44,14 @@ def _tell(*fields: str) -> None:
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
-    if address.startswith("@"):  # the abstract namespace, as systemd writes it
-        address = "\0" + address[1:]
+    abstract = address.startswith("@")  # as systemd writes the names that are no files
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as one:
             one.settimeout(SECONDS)
-            one.sendto("\n".join(fields).encode(), address)
+            one.sendto("\n".join(fields).encode(), "\0" + address[1:] if abstract else address)
     except OSError as error:
         if not _failed:
-            log.warning("$NOTIFY_SOCKET %s: %s; systemd does not hear of this process", address, error.strerror)
+            log.warning(
+                "$NOTIFY_SOCKET %s: %s; systemd does not hear of this process", address, error.strerror or error
+            )
         _failed = True

@@ -32,7 +32,8 @@ class Limits:
     stage: of the loop in one stage, a third of WatchdogSec. systemd kills when it was not fed for all of it, so a hang
     is over after four thirds, and a stage may now and then take two thirds without harm.
     taken: until a picture of each camera is taken: a round of the loop has several stages.
-    reading: of the thread of a camera that is up: its read gives up after the capture timeout.
+    reading: of the thread of a camera that is up: its read gives up after the capture timeout. What is live never ends:
+    a thread that has is dead.
     reaching: of any other: it opens, within the timeout, waits as long for the first picture, and had to ask for the
     address of a name before, for which there is no timeout.
     """
@@ -97,13 +98,13 @@ class Judge:
         return old
 
     def _of(self, now: float, state: CameraState, mark: _Mark) -> list[Hang]:
-        if state.phase in ("off", "ended"):
-            return []
         limits, name = self._limits, f"camera {state.name!r}"
+        if state.phase == "off" or (state.phase == "ended" and not state.live):
+            return []
         # a thread that has just come back from its schedule's pause had no reason to beat before
         beat_at = max(state.beat_at, mark.phase_at)
-        if now - beat_at > (limits.reading if state.phase == "up" else limits.reaching):
-            return [Hang(f"{name}: no sign of life of its thread", beat_at)]
+        if now - beat_at > (limits.reading if state.phase in ("up", "ended") else limits.reaching):
+            return [Hang(f"{name}: its thread gives no sign of life", beat_at)]
         if state.live and state.phase == "up" and state.frames > mark.frames and now - mark.taken_at > limits.taken:
             return [Hang(f"{name}: its pictures come and none is taken", mark.taken_at)]
         return []
