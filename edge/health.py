@@ -109,6 +109,7 @@ class _Server(ThreadingHTTPServer):
     """A thread per connection, so that none waits for a slow one; at most MOST, so that slow ones do not gather."""
 
     daemon_threads = True
+    request_queue_size = 4 * MOST  # that come at once; of more, some come again a second later
 
     def __init__(self, host: str, port: int, subject: Subject) -> None:
         self.subject = subject
