@@ -37,10 +37,12 @@ from edge.encode import Encoder
 from edge.errors import CaptureError, ConfigError
 from edge.events import Header
 from edge.golden import Golden
+from edge.health import Health
 from edge.images import image_files, read_image
 from edge.imaging import cut
 from edge.journald import configure_logging
 from edge.keys import KeyPair, new_key, publish_keys, secure_client
+from edge.metrics import Counts, Serving, Tally, Vitals
 from edge.pipeline import Reporter
 from edge.pipeline import run as loop
 from edge.publish import Publisher
@@ -77,13 +79,15 @@ def run(config: Path, max_frames: int | None, picture: Path | None) -> None:
     bundle = open_bundle(chosen.bundle)
     _check_sensitive(f"{config}: match.sensitive", chosen.match.sensitive, bundle)
     stop = _stopped_by_signals()
-    seen = _Seen(keep=picture is not None)
+    vitals = Vitals(chosen.device, bundle, [camera.name for camera in chosen.camera], stop)
+    seen = _Seen(vitals.counts, keep=picture is not None)
     facts = bundle.manifest
     top_k, crops = chosen.match.top_k, chosen.publish.crops
     reporter = Reporter(chosen.device, facts.seal(), facts.files[IMAGE], top_k, crops, synchronised)
     keys = publish_keys(chosen.publish)
     apart = [camera.name for camera in chosen.camera if Path(camera.source).is_dir()]
     with (
+        Health(chosen.health.address, vitals),
         _describer(bundle, chosen, chosen.runtime, apart) as describer,
         _outlet(chosen, keys) as outlet,
         Cameras(chosen.camera) as cameras,
@@ -92,11 +96,14 @@ def run(config: Path, max_frames: int | None, picture: Path | None) -> None:
         on = describer.about
         logging.info("%s: %d camera(s), bundle %s, %s", chosen.device, len(chosen.camera), chosen.bundle, on)
         start = time.monotonic()
+        describer.timings.measured = vitals.measured
+        vitals.serving = Serving(describer, outlet, lambda: cameras.states, watchdog.trouble)
         notify.ready()
         loop(cameras, describer, reporter, outlet.send, stop, seen, max_frames, watchdog.beat)
+        stop.set()
         notify.stopping()
         seconds = time.monotonic() - start
-    _print_summary(seen, describer, cameras.states, seconds)
+    _print_summary(vitals.counts.total, describer, cameras.states, seconds)
     for line in outlet.summary():
         click.echo(line)
     if picture is not None and seen.crowded is not None:
@@ -253,7 +260,7 @@ def _box(home: Path, config: Path) -> Box:
         try:
             print(f"{time.monotonic() - start:7.1f} s  {text}", flush=True)
         except OSError:  # nobody listens any more
-            with open(os.devnull, "wb") as nowhere:
+            with Path(os.devnull).open("wb") as nowhere:
                 for stream in (1, 2):
                     os.dup2(nowhere.fileno(), stream)
 
@@ -281,7 +288,9 @@ def _describer(
         if sessions.smaller is not None and facts.smaller is not None:
             smaller = Detector(sessions.smaller, facts.smaller, config.detect, low, sessions.imaging)
         encoder = Encoder(sessions.encoder, facts.encoder)
-        yield Describer(bundle, finder, encoder, config, apart, sessions.imaging, smaller=smaller)
+        describer = Describer(bundle, finder, encoder, config, apart, sessions.imaging, smaller=smaller)
+        describer.engines = sessions.engines
+        yield describer
 
 
 @contextmanager
@@ -328,20 +337,17 @@ def _stopped_by_signals() -> threading.Event:
 class _Seen:
     """Counts what the loop described, and, where asked to keep it, has the frame with the most people."""
 
-    def __init__(self, keep: bool) -> None:
-        self.frames = self.people = self.skipped = 0
-        self._keep = keep
+    def __init__(self, counts: Counts, keep: bool) -> None:
+        self._counts, self._keep = counts, keep
         self.crowded: Described | None = None
 
     def __call__(self, described: Described) -> None:
-        self.frames += 1
-        self.people += len(described.people)
-        self.skipped += described.skipped
+        self._counts.note(described)
         if self._keep and (self.crowded is None or len(described.people) > len(self.crowded.people)):
             self.crowded = described
 
 
-def _print_summary(seen: _Seen, describer: Describer, cameras: Sequence[CameraState], seconds: float) -> None:
+def _print_summary(seen: Tally, describer: Describer, cameras: Sequence[CameraState], seconds: float) -> None:
     from rich.console import Console
     from rich.table import Table
 

@@ -33,7 +33,6 @@ STAGES = frozenset(
         "identities",
         "publish",
         "push",
-        "health",
         "draw",
     }
 )
@@ -76,6 +75,8 @@ EDGE: dict[str, frozenset[str]] = {
     "shelf": WORDS | CONTRACTS | {"journal", "records", "leaves", "aside"},
     "spool": WORDS | CONTRACTS | {"link", "journal", "records", "shelf"},
     "publish": WORDS | CONTRACTS | DELIVERY,
+    "health": frozenset({"errors"}),
+    "metrics": WORDS | CONTRACTS | {"capture", "clock", "describe", "health", "jetson", "publish", "push"},
     "describe": WORDS | CONTRACTS | STAGES | PIXELS | {"backend"},
     "pipeline": WORDS | CONTRACTS | STAGES | PIXELS | {"describe"},
     "clock": frozenset(),
@@ -89,11 +90,23 @@ EDGE: dict[str, frozenset[str]] = {
     | PIXELS
     | DEVICES
     | DOCTOR
-    | {"backend", "describe", "pipeline", "watchdog", "notify", "journald", "commands", "releases", "activate"},
+    | {
+        "backend",
+        "describe",
+        "pipeline",
+        "health",
+        "metrics",
+        "watchdog",
+        "notify",
+        "journald",
+        "commands",
+        "releases",
+        "activate",
+    },
 }
 EXPORT = WORDS | CONTRACTS | PIXELS | DEVICES | {"backend", "commands", "detect", "crop", "encode", "match", "golden"}
-# link and publish: a store that is sent on to another collector
-COLLECTOR = WORDS | {"events", "protocol", "keys", "link", "publish", "bank", "bundle", "commands", "match"}
+# link and publish: a store that is sent on to another collector; health: the HTTP part alone
+COLLECTOR = WORDS | {"events", "protocol", "keys", "link", "publish", "bank", "bundle", "commands", "match", "health"}
 
 # the one import between export and collector, deferred: how words become vectors is written once
 ACROSS = {"collector.search": "export.prompts"}
