@@ -2,6 +2,7 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 MODELS ?= full
+BUNDLE ?= $(if $(wildcard engines/$(MODELS)),engines/$(MODELS),engines/mini)
 BIN := .venv/bin
 EVENTS ?= 100000
 STORE := out/results.db
@@ -10,7 +11,7 @@ ADDRESS := tcp://127.0.0.1:5577
 # On a Jetson TensorRT comes with the system; elsewhere nothing of the system's Python is needed.
 SEEN = $(shell $(PYTHON) -c 'import importlib.util as u; print("--system-site-packages" if u.find_spec("tensorrt") else "")')
 
-.PHONY: setup run test check lint export collect test-gpu bench bench-gpu chaos clean
+.PHONY: setup run test check lint export image collect test-gpu bench bench-gpu chaos clean
 .DEFAULT_GOAL := run
 
 setup: .venv/ready
@@ -57,6 +58,11 @@ lint: setup
 
 export: setup
 	$(BIN)/python -m export build configs/models-$(MODELS).toml
+
+# lookout_VERSION_ARCH.deb in out/, for ARCH=arm64 or amd64, else both: make image BUNDLE=engines/full
+image: setup
+	@[ '$(BUNDLE)' != engines/mini ] || $(BIN)/python -m export build configs/models-mini.toml
+	@$(BIN)/python -m appliance image --bundle '$(BUNDLE)' $(if $(ARCH),--arch '$(ARCH)')
 
 collect: setup
 	$(BIN)/collector run --bind $(ADDRESS) --store lookout.db

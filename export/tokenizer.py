@@ -16,8 +16,6 @@ from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import tokenizers
-from tokenizers import models, pre_tokenizers
 
 from edge.errors import ConfigError, ModelError
 
@@ -35,10 +33,17 @@ _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 class Tokenizer:
     """Turns phrases into the text tower's input.
 
-    `vocab` is OpenAI's bpe_simple_vocab_16e6.txt.gz; ModelError if it is missing or damaged.
+    `vocab` is OpenAI's bpe_simple_vocab_16e6.txt.gz; ModelError if it is missing or damaged. ConfigError where the
+    package tokenizers is missing: a box, which only builds engines, has none.
     """
 
     def __init__(self, vocab: Path) -> None:
+        try:
+            import tokenizers
+            from tokenizers import models, pre_tokenizers
+        except ModuleNotFoundError as error:
+            remedy = "python -m pip install tokenizers; a box gets prompts.npz from where words are embedded"
+            raise ConfigError("words are embedded with the package tokenizers: not here", remedy=remedy) from error
         merges = _merges(vocab)
         symbols = [*_bytes(), *(byte + _WORD_END for byte in _bytes()), *(left + right for left, right in merges)]
         ids = {symbol: number for number, symbol in enumerate(symbols)}

@@ -19,6 +19,7 @@ import pytest
 from click.testing import CliRunner, Result
 from pydantic import BaseModel
 
+import appliance.cli
 import collector.cli
 import edge.cli
 import export.cli
@@ -29,7 +30,20 @@ from edge.errors import LookoutError
 from export.label_map import read_label_map
 from export.prompts import read_prompts
 from export.recipe import DetectorRecipe, EncoderRecipe, EngineRecipe, Recipe, read_recipe
-from tests.test_layers import COLLECTOR, CONTRACTS, DELIVERY, DEVICES, DOCTOR, EDGE, EXPORT, PIXELS, STAGES, WORDS
+from tests.test_layers import (
+    APPLIANCE,
+    COLLECTOR,
+    CONTRACTS,
+    DELIVERY,
+    DEVICES,
+    DOCTOR,
+    EDGE,
+    EXPORT,
+    PACKAGES,
+    PIXELS,
+    STAGES,
+    WORDS,
+)
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -54,6 +68,7 @@ PROGRAMS: dict[str, click.Group] = {
     "edge": edge.cli.main,
     "collector": collector.cli.main,
     "python -m export": export.cli.main,
+    "python -m appliance": appliance.cli.main,
 }
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 TARGETS = re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE)
@@ -64,6 +79,7 @@ NOT_RUN = {
     "source": "changes a shell",
     "python -m pytest": "this is one",
     "python -m pip": "downloads",
+    "python -m appliance image": "downloads",
     "python -m export sample": "may download",
     "python -m export engines": "needs a GPU and TensorRT",
     "edge activate": "changes the releases of a box",
@@ -134,7 +150,7 @@ INLINE = [
     Shown(str(doc.relative_to(ROOT)), code)
     for doc in DOCS
     for code in re.findall(r"`([^`\n]+)`", PROSE[doc])
-    if re.match(r"(make|edge|collector|python -m export) ", code)
+    if re.match(r"(make|edge|collector|python -m export|python -m appliance) ", code)
 ]
 
 
@@ -262,7 +278,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(command: str) -> Result:
-    """Run one of the three command lines in this process, as its console script would."""
+    """Run one of the command lines in this process, as its console script would."""
     _, program, words = words_of(command)
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -307,8 +323,11 @@ def test_most_commands_are_run() -> None:
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_console_script_helps(program: str) -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
-    assert set(scripts) == set(PROGRAMS) - {"python -m export"}
-    words = [sys.executable, "-m", "export"] if program not in scripts else [str(Path(sys.executable).parent / program)]
+    modules = {"python -m export", "python -m appliance"}
+    assert set(scripts) == set(PROGRAMS) - modules
+    words = [str(Path(sys.executable).parent / program)]
+    if program in modules:
+        words = [sys.executable, *program.split()[1:]]
     done = subprocess.run([*words, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"Usage: {program} ")
@@ -339,7 +358,7 @@ def test_the_house_is_the_one_that_stands() -> None:
     for folder, names in named.items():
         here = {path.name for path in (ROOT / folder).iterdir() if path.name[0] != "."} - {"__init__.py", "__pycache__"}
         assert names == here, folder
-    assert set(named) == {"edge", "export", "collector"}
+    assert set(named) == set(PACKAGES)
 
 
 def rows_of(doc: str, head: str) -> list[list[str]]:
@@ -364,7 +383,12 @@ def test_import_table_is_the_rule_that_is_held() -> None:
         for file in re.findall(r"`(\w+)`", files) or [layer.strip("`")]:
             assert file not in table, file
             table[file] = allowed & here
-    rule = {**{name: EDGE[name] for name in here}, "export/*": EXPORT, "collector/*": COLLECTOR}
+    rule = {
+        **{name: EDGE[name] for name in here},
+        "export/*": EXPORT,
+        "collector/*": COLLECTOR,
+        "appliance/*": APPLIANCE,
+    }
     assert table == {name: set(allowed) & here for name, allowed in rule.items()}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-PACKAGES = ("edge", "export", "collector")
+PACKAGES = ("edge", "export", "collector", "appliance")
 
 # what all stages speak of; boxes, images, schedule, zones: pure functions; failpoints: where tests kill a process
 WORDS = frozenset({"errors", "values", "boxes", "images", "schedule", "zones", "failpoints"})
@@ -105,6 +105,7 @@ EDGE: dict[str, frozenset[str]] = {
     },
 }
 EXPORT = WORDS | CONTRACTS | PIXELS | DEVICES | {"backend", "commands", "detect", "crop", "encode", "match", "golden"}
+APPLIANCE = WORDS | {"config", "bank", "bundle", "commands"}
 # link and publish: a store that is sent on to another collector; health: the HTTP part alone
 COLLECTOR = WORDS | {"events", "protocol", "keys", "link", "publish", "bank", "bundle", "commands", "match", "health"}
 
@@ -174,8 +175,10 @@ def fault(module: str, found: Import) -> str | None:
     if target != package and (package == "edge" or target != "edge"):
         return f"{package} never imports {target}"
     if target != "edge" or not part:
-        return None  # within export or collector, and the empty edge/__init__.py
-    allowed = {"edge": EDGE.get(name, frozenset()), "export": EXPORT, "collector": COLLECTOR}[package]
+        return None  # within a package other than edge, and the empty edge/__init__.py
+    allowed = {"edge": EDGE.get(name, frozenset()), "export": EXPORT, "collector": COLLECTOR, "appliance": APPLIANCE}[
+        package
+    ]
     if part == "commands" and name != "cli":
         return "only the command lines import edge.commands"
     if part not in allowed:
@@ -198,7 +201,7 @@ def violations(sources: dict[str, tuple[str, str]]) -> list[str]:
 
 
 def project(root: Path) -> dict[str, tuple[str, str]]:
-    """Every module of the three packages."""
+    """Every module of the packages."""
     files = [file for package in PACKAGES for file in sorted((root / package).rglob("*.py"))]
     places = {file: file.relative_to(root) for file in files}
     return {
@@ -270,6 +273,10 @@ PLANTED = [
     ("collector.server", "def f():\n    from export.prompts import embed_prompts", "collector never imports export"),
     ("collector.search", "def f():\n    from export.tokenizer import Tokenizer", "collector never imports export"),
     ("collector.search", "from export.prompts import embed_prompts", "inside the function"),
+    ("appliance.image", "from edge.detect import fit", "appliance/* may import of edge"),
+    ("appliance.image", "from export.build import build", "appliance never imports export"),
+    ("export.build", "import appliance.image", "export never imports appliance"),
+    ("edge.cli", "def f():\n    from appliance.image import build_images", "edge never imports appliance"),
     ("edge.detect", "import tests.fakes", "tests are imported by nothing"),
     ("edge.detect", "import onnxruntime as ort", "onnxruntime is imported by edge.ort only"),
     ("edge.ort", "import onnx", "onnx is a tool of export only"),
