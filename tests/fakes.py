@@ -36,6 +36,7 @@ from edge.values import Category, Floats, Frame
 Arrays = Mapping[str, NDArray[Any]]
 
 DETECTOR_FACTS = DetectorFacts(height=32, width=64, resize="stretch", classes=("person",), anchors=6, bn_epsilon=1e-05)
+SMALLER_FACTS = DETECTOR_FACTS.model_copy(update={"height": 16, "width": 32, "anchors": 4})
 ENCODER_FACTS = EncoderFacts(size=16, dim=4, square="pad", fill_bgr=(104, 117, 123), logit_scale=99.99999237060547)
 SLEEVE = Category("sleeve length", "sleeve length of this person is", ("long", "short", "none"), ("长袖", "kurz", None))
 GENDER = Category("gender", "gender of this person is", ("female", "male"), (None, None), sensitive=True)

@@ -12,12 +12,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
 from edge.backend import open_session
 from edge.bank import PromptBank
-from edge.bundle import DETECTOR, GOLDEN, HALF, IMAGE, open_bundle
+from edge.bundle import DETECTOR, GOLDEN, HALF, IMAGE, SMALLER, TEXT, VOCABULARY, open_bundle
 from edge.config import DetectConfig
 from edge.detect import Detector
 from edge.errors import BundleError
@@ -25,7 +26,10 @@ from edge.golden import Golden
 from edge.images import read_image
 from edge.imaging import crops_of
 from edge.values import Frame
+from export.darknet import onnx_from_darknet
 from export.pack import alone
+from export.tokenizer import Tokenizer
+from export.verify import PHRASES, verify
 from tests.flow.conftest import ROOT, command, starter
 
 MINI = ROOT / "export/mini"
@@ -37,11 +41,15 @@ def test_bundle_holds_what_the_contract_says(mini: Path) -> None:
         [*bundle.manifest.files, "manifest.json", "prompts.npz"]
     )
     detector, encoder = bundle.manifest.detector, bundle.manifest.encoder
-    session = onnxruntime.InferenceSession(str(mini / "detector.onnx"))
-    pictures = np.zeros((3, detector.height, detector.width, 3), np.uint8)
-    boxes, scores = session.run(["boxes", "scores"], {"image": pictures})
-    assert boxes.shape == (3, detector.anchors, 4)
-    assert scores.shape == (3, detector.anchors, len(detector.classes))
+    smaller = bundle.manifest.smaller
+    assert smaller is not None
+    assert smaller.height < detector.height
+    for name, facts in ((DETECTOR, detector), (SMALLER, smaller)):
+        session = onnxruntime.InferenceSession(str(mini / name))
+        pictures = np.zeros((3, facts.height, facts.width, 3), np.uint8)
+        boxes, scores = session.run(["boxes", "scores"], {"image": pictures})
+        assert boxes.shape == (3, facts.anchors, 4)
+        assert scores.shape == (3, facts.anchors, len(facts.classes))
     session = onnxruntime.InferenceSession(str(mini / "image.onnx"))
     (vectors,) = session.run(["embedding"], {"image": np.zeros((2, encoder.size, encoder.size, 3), np.uint8)})
     assert vectors.shape == (2, encoder.dim) == (2, bundle.bank.vectors.shape[1])
@@ -52,7 +60,7 @@ def test_second_build_skips_every_step_and_a_changed_input_only_its_own(mini: Pa
     shutil.copytree(mini, tmp_path / "engines/mini")
     before = (mini / "manifest.json").read_bytes()
     said = command("export", "build", "configs/models-mini.toml", "--engines", tmp_path / "engines").stderr
-    assert said.count("unchanged") == 4, said
+    assert said.count("unchanged") == 5, said
     assert (tmp_path / "engines/mini/manifest.json").read_bytes() == before
 
     recipe = (ROOT / "configs/models-mini.toml").read_text().replace('"../', f'"{ROOT}/')
@@ -62,14 +70,41 @@ def test_second_build_skips_every_step_and_a_changed_input_only_its_own(mini: Pa
     said = command("export", "build", tmp_path / "recipe.toml", "--engines", tmp_path / "engines").stderr
     assert [line.split()[0] for line in said.splitlines() if "unchanged" in line] == [
         "detector",
+        "smaller",
         "encoder",
         "verify",
     ], said
 
     (tmp_path / "recipe.toml").write_text(recipe.replace("size = 416", "size = 320"))
     said = command("export", "build", tmp_path / "recipe.toml", "--engines", tmp_path / "engines").stderr
-    assert [line.split()[0] for line in said.splitlines() if "unchanged" in line] == ["encoder"], said
+    assert [line.split()[0] for line in said.splitlines() if "unchanged" in line] == ["smaller", "encoder"], said
     assert open_bundle(tmp_path / "engines/mini").manifest.detector.width == 320
+
+    (tmp_path / "recipe.toml").write_text(recipe.replace("size = 416", "size = 320").replace("r = 288", "r = 256"))
+    said = command("export", "build", tmp_path / "recipe.toml", "--engines", tmp_path / "engines").stderr
+    assert [line.split()[0] for line in said.splitlines() if "unchanged" in line] == [
+        "detector",
+        "encoder",
+        "prompts",
+    ], said
+    facts = open_bundle(tmp_path / "engines/mini").manifest.smaller
+    assert facts is not None
+    assert facts.width == 256
+
+
+def test_without_a_smaller_size_a_bundle_is_what_it_was_before_there_was_one(mini: Path, tmp_path: Path) -> None:
+    """Its manifest has no word of one; the step that made one is gone, and what it made, too."""
+    shutil.copytree(mini, tmp_path / "mini")
+    recipe = (ROOT / "configs/models-mini.toml").read_text().replace('"../', f'"{ROOT}/')
+    (tmp_path / "recipe.toml").write_text(recipe.replace("smaller = 288", ""))
+    said = command("export", "build", tmp_path / "recipe.toml", "--engines", tmp_path).stderr
+    unchanged = [line.split()[0] for line in said.splitlines() if "unchanged" in line]
+    assert unchanged == ["detector", "encoder", "prompts"], said
+    bundle, whole = open_bundle(tmp_path / "mini"), open_bundle(mini)
+    assert {*whole.manifest.files} - {*bundle.manifest.files} == {SMALLER, HALF[SMALLER]}
+    assert "smaller" not in (tmp_path / "mini/manifest.json").read_text()
+    assert Golden.read(tmp_path / "mini/golden.npz").smaller is None
+    assert SMALLER not in command("edge", "selftest", "--bundle", tmp_path / "mini").stdout
 
 
 def test_without_engines_a_bundle_has_no_fp16_graphs_and_says_the_same(mini: Path, tmp_path: Path) -> None:
@@ -91,9 +126,12 @@ def test_fp16_graphs_are_half_as_large_and_pass_the_self_tests_thresholds(mini: 
     for network, half in HALF.items():
         assert half in manifest.files
         assert (mini / half).stat().st_size < 0.6 * (mini / network).stat().st_size
-    with open_session(mini / HALF[DETECTOR]) as detector, open_session(mini / HALF[IMAGE]) as encoder:
+    with open_session(mini / HALF[DETECTOR]) as detector:
         assert not np.array_equal(detector.run({"image": golden.frames})["scores"], golden.scores), "another graph"
         golden.check_detector(detector, "half")
+    with open_session(mini / HALF[SMALLER]) as smaller:
+        golden.check_detector(smaller, "half", network=SMALLER)
+    with open_session(mini / HALF[IMAGE]) as encoder:
         golden.check_encoder(encoder, "half", "fp16")
 
 
@@ -105,6 +143,21 @@ def test_verify_sees_the_pixels_that_the_box_sees(mini: Path) -> None:
         (people,) = Detector(session, manifest.detector, DetectConfig())([frame])
     crops = crops_of(frame, people, manifest.encoder)
     assert np.array_equal(golden.crops[: min(len(crops), 4)], crops[:4])
+
+
+def test_verify_refuses_a_smaller_detector_that_is_another(mini: Path, tmp_path: Path) -> None:
+    """As an exporter would make it that forgot the recipe's epsilon at the second size."""
+    shutil.copytree(mini, tmp_path / "mini")
+    golden, tokens = Golden.read(mini / GOLDEN), Tokenizer(mini / VOCABULARY).encode(PHRASES)
+    with open_session(mini / TEXT) as text:
+        words = text.run({"tokens": tokens})["embedding"]
+    assert "; smaller: " in verify(tmp_path / "mini", golden, tokens, words)
+    assert golden.smaller is not None
+    size = golden.smaller.frames.shape[1]
+    other = onnx_from_darknet(MINI / "yolov4-mini.cfg", MINI / "yolov4-mini.weights", size=size, bn_epsilon=0.1)
+    onnx.save(other, tmp_path / "mini" / SMALLER)
+    with pytest.raises(BundleError, match=f"{SMALLER}: (boxes|scores) differ"):
+        verify(tmp_path / "mini", golden, tokens, words)
 
 
 def test_damaged_bundle_is_built_anew(mini: Path, tmp_path: Path) -> None:
@@ -248,6 +301,8 @@ def test_recipe_mistakes_name_file_and_key(tmp_path: Path) -> None:
     table = [
         ("size = 416", "sice = 416", 78, "did you mean 'size'?"),
         ("size = 416", "size = 400", 65, "multiples of 32"),
+        ("smaller = 288", "smaller = 300", 78, "detector.smaller: Input should be a multiple of 32"),
+        ("smaller = 288", "smaller = 416", 78, "smaller should be below size"),
         ('classes = ["person"]', 'classes = ["dog"]', 78, "detector.keep"),
         ("yolov4-mini.weights", "none.weights", 78, "no such file"),
         (f"{ROOT}/export/mini/clip-mini.safetensors", "official:nothing", 78, "ViT-B-32.pt"),

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -294,12 +295,16 @@ def test_video_that_breaks_off_is_told_and_its_frames_are_described(mini: Path, 
 
 def test_check_and_selftest(mini: Path, video: Path, tmp_path: Path) -> None:
     chosen = config(tmp_path, mini, video, '[match]\nsensitive = ["gender"]\n')
-    assert "answers: gender, " in command("edge", "check", chosen).stdout
+    said = command("edge", "check", chosen).stdout
+    assert "answers: gender, " in said
+    assert "detector: 416 x 416 px, 288 x 288 px while the box has too much to do" in said
     chosen.write_text(chosen.read_text().replace('"gender"', '"age"'))
     assert "no category 'age'" in command("edge", "check", chosen, code=78).stderr
     chosen.write_text(chosen.read_text().replace(str(video), "/nowhere.avi"))
     command("edge", "check", chosen, code=66)
-    assert "smallest IoU 1.0000" in command("edge", "selftest", "--bundle", mini).stdout
+    said = command("edge", "selftest", "--bundle", mini).stdout
+    assert [line.split()[0] for line in said.splitlines()] == ["detector.onnx", "detector-smaller.onnx", "image.onnx"]
+    assert said.count("smallest IoU 1.0000") == 2
     command("edge", "selftest", "--bundle", tmp_path, code=72)
 
 
@@ -310,13 +315,20 @@ def test_a_box_whose_golden_outputs_differ_does_not_serve(mini: Path, video: Pat
     bundle = tmp_path / "mini"
     shutil.copytree(mini, bundle)
     golden = Golden.read(bundle / "golden.npz")
-    Golden(golden.frames, golden.boxes, golden.scores, golden.crops, -golden.embeddings).write(bundle / "golden.npz")
-    manifest = Manifest.read(bundle / "manifest.json")
-    files = {**manifest.files, "golden.npz": sha256_of(bundle / "golden.npz")}
-    (bundle / "manifest.json").write_text(manifest.model_copy(update={"files": files}).to_json())
-    done = command("edge", "run", "--config", config(tmp_path, bundle, video), code=72)
-    assert "embeddings differ" in done.stderr
-    assert "make export" in done.stderr
+    assert golden.smaller is not None
+    fewer = replace(golden.smaller, boxes=golden.smaller.boxes + np.float32(0.1))
+    for altered, said in (
+        (replace(golden, embeddings=-golden.embeddings), "image.onnx: embeddings differ"),
+        (replace(golden, smaller=fewer), "detector-smaller.onnx: boxes differ"),
+        (replace(golden, smaller=None), "nothing to hold detector-smaller.onnx against"),
+    ):
+        altered.write(bundle / "golden.npz")
+        manifest = Manifest.read(bundle / "manifest.json")
+        files = {**manifest.files, "golden.npz": sha256_of(bundle / "golden.npz")}
+        (bundle / "manifest.json").write_text(manifest.model_copy(update={"files": files}).to_json())
+        done = command("edge", "run", "--config", config(tmp_path, bundle, video), code=72)
+        assert said in done.stderr
+        assert "make export" in done.stderr
 
 
 def test_schema_is_json_and_names_every_field() -> None:

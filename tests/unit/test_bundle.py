@@ -24,6 +24,7 @@ from edge.bundle import (
     MANIFEST,
     MEND,
     PROMPTS,
+    SMALLER,
     TEXT,
     VOCABULARY,
     Manifest,
@@ -32,7 +33,17 @@ from edge.bundle import (
 )
 from edge.errors import BundleError
 from edge.values import Category, Region
-from tests.fakes import CONTENTS, DETECTOR_FACTS, ENCODER_FACTS, bank, manifest, sha256, unit_rows, write_bundle
+from tests.fakes import (
+    CONTENTS,
+    DETECTOR_FACTS,
+    ENCODER_FACTS,
+    SMALLER_FACTS,
+    bank,
+    manifest,
+    sha256,
+    unit_rows,
+    write_bundle,
+)
 
 
 def flips(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -78,6 +89,7 @@ def test_a_manifest_comes_back(path: Path) -> None:
         manifest(name="grün 绿", files={}, steps={}),
         manifest(detector=DETECTOR_FACTS.model_copy(update={"classes": ("person", "car"), "resize": "letterbox"})),
         manifest(encoder=ENCODER_FACTS.model_copy(update={"logit_scale": 1e-300, "square": "crop"})),
+        manifest(smaller=SMALLER_FACTS),
     ):
         path.write_text(one.to_json(), encoding="utf-8")
         assert Manifest.read(path) == one
@@ -90,6 +102,16 @@ def test_the_seal_does_not_depend_on_the_order_of_names() -> None:
     assert manifest(files=dict(reversed(files.items()))).seal() == manifest().seal()
     assert manifest(files={**files, DETECTOR: sha256(b"other")}).seal() != manifest().seal()
     assert manifest(name="other").seal() != manifest().seal()
+
+
+def test_without_a_smaller_detector_manifest_and_seal_are_those_of_before_there_was_one() -> None:
+    """So bundles in use stay valid, and an older box reads a new bundle that has none."""
+    assert manifest().seal() == "26f658d442a5bbe0c70b5cf72c8b90396fdc0a67f09bef256368556890d9fcfd"
+    assert "smaller" not in json.loads(manifest().to_json())
+    with_one = manifest(smaller=SMALLER_FACTS)
+    assert json.loads(with_one.to_json())["smaller"]["height"] == SMALLER_FACTS.height
+    taller = SMALLER_FACTS.model_copy(update={"height": 8})
+    assert len({manifest().seal(), with_one.seal(), manifest(smaller=taller).seal()}) == 3
 
 
 def test_every_flipped_byte_of_a_manifest_is_refused(path: Path) -> None:
@@ -536,6 +558,20 @@ def test_each_file_must_be_there_and_whole(name: str, bundle_folder: Path) -> No
     left = {key: value for key, value in manifest().files.items() if key != name}
     (bundle_folder / MANIFEST).write_text(manifest(files=left).to_json())
     with pytest.raises(BundleError, match=f"files: no {name}; {MEND}"):
+        open_bundle(bundle_folder)
+
+
+def test_a_smaller_detector_must_be_there_where_the_manifest_has_its_facts(bundle_folder: Path) -> None:
+    assert open_bundle(bundle_folder).manifest.networks == (DETECTOR, IMAGE)
+    (bundle_folder / MANIFEST).write_text(manifest(smaller=SMALLER_FACTS).to_json())
+    with pytest.raises(BundleError, match=f"files: no {SMALLER}; {MEND}"):
+        open_bundle(bundle_folder)
+    (bundle_folder / SMALLER).write_bytes(b"fewer pixels")
+    files = {**manifest().files, SMALLER: sha256(b"fewer pixels")}
+    (bundle_folder / MANIFEST).write_text(manifest(smaller=SMALLER_FACTS, files=files).to_json())
+    assert open_bundle(bundle_folder).manifest.networks == (DETECTOR, SMALLER, IMAGE)
+    (bundle_folder / SMALLER).write_bytes(b"fewer pixelz")
+    with pytest.raises(BundleError, match=f"{SMALLER}: damaged"):
         open_bundle(bundle_folder)
 
 

@@ -16,6 +16,7 @@ from edge.bundle import (
     HALF,
     IMAGE,
     MANIFEST,
+    SMALLER,
     Bundle,
     EngineFacts,
     EnginePlan,
@@ -85,7 +86,7 @@ def test_the_engine_for_exactly_this_platform_is_found(bundle: Engines) -> None:
     for network, other in product(HALF, others):
         bundle.add(network, fingerprint(network, other))
     opened = bundle.opened()
-    assert len(opened.manifest.engines) == 6
+    assert len(opened.manifest.engines) == 3 * len(HALF) == 9
     for network, name in names.items():
         found, told = opened.engine_for(network, HERE)
         assert (found, told) == (name, facts(network, fingerprint(network)))
@@ -134,6 +135,11 @@ def test_without_an_engine_there_is_none(plan: EnginePlan | None, bundle: Engine
     assert f"no engine for {IMAGE}" in refusal(opened, IMAGE)
     if plan is None:
         assert f"no engine for {DETECTOR}" in refusal(opened, DETECTOR)
+
+
+def test_both_detectors_take_as_many_cameras_in_one_run() -> None:
+    assert PLAN.batches(SMALLER) == PLAN.batches(DETECTOR) == (1, 4)
+    assert PLAN.batches(IMAGE) == (1, 8, 32)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "random", "gone"])

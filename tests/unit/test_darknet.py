@@ -18,8 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge.errors import ModelError
+from edge.images import read_image
 from export.darknet import onnx_from_darknet
 from export.darknet_cfg import network_from_cfg
+from export.recipe import read_recipe
 from tests.darknet_nets import conv, net, section, write_weights, yolov4, yolov4_tiny
 
 ROOT = Path(__file__).parents[2]
@@ -161,6 +163,25 @@ def test_mini_equals_torch_on_pixels_between_bytes(
     rows = reference[f"{name}_torch"]
     close(boxes[0], corners(rows), 1e-4)
     close(scores[0], rows[:, 4:5] * rows[:, 5:6], 1e-4)
+
+
+def test_mini_at_the_smaller_size_equals_cv2(tmp_path: Path) -> None:
+    """The recipe's smaller detector on the people of frame 650: the same weights, fewer pixels."""
+    size = read_recipe(ROOT / "configs/models-mini.toml").detector.smaller
+    assert size is not None
+    text = MINI_CFG.read_text()
+    assert text.count("=416\n") == 2
+    (tmp_path / "edited.cfg").write_text(text.replace("=416\n", f"={size}\n"))
+    image = cv2.resize(read_image(ROOT / "export/mini/pets-650.jpg"), (size, size))
+    wanted_boxes, wanted_scores = from_cv2(tmp_path / "edited.cfg", MINI_WEIGHTS, image)
+    model = onnx_from_darknet(MINI_CFG, MINI_WEIGHTS, size=size, bn_epsilon=1e-6)
+    boxes, scores = session(model).run(None, {"image": image[None]})
+    sure = scores[0, :, 0] > 0.5
+    assert sure.sum() > 5  # people were found
+    close(boxes[0], wanted_boxes, 1e-4)
+    told = wanted_scores[:, 0] > 0  # OpenCV says 0 below a threshold of its own
+    assert told[sure].all()
+    close(scores[0][told], wanted_scores[told], 1e-4)
 
 
 def test_mini_fp16_is_typed_and_near_fp32(mini_fp32: onnx.ModelProto, reference: dict[str, Array]) -> None:

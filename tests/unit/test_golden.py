@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from edge.bundle import DETECTOR, SMALLER
 from edge.errors import BackendError, BundleError
-from edge.golden import MIN_COSINE, Golden, check_cosine
+from edge.golden import MIN_COSINE, Answers, Golden, check_cosine
 from tests.fakes import FakeSession, unit_rows
 
 F32 = np.float32
@@ -34,6 +36,18 @@ def detector(boxes: Floats, scores: Floats) -> FakeSession:
     return FakeSession({"boxes": boxes, "scores": scores})
 
 
+def with_smaller(one: Golden) -> Golden:
+    """The same with a smaller detector, which sees fewer and other boxes in smaller pictures."""
+    fewer = Answers(one.frames[:, ::2, ::2], one.boxes[:, :3] + F32(0.01), one.scores[:, :3] - F32(0.02))
+    return replace(one, smaller=fewer)
+
+
+def arrays_of(one: Golden) -> dict[str, NDArray[Any]]:
+    """By their names in the file."""
+    arrays = {name: array for name, array in vars(one).items() if name != "smaller"}
+    return arrays | {f"smaller_{name}": array for name, array in vars(one.smaller).items()} if one.smaller else arrays
+
+
 def changed(array: Floats, where: tuple[int | slice, ...], by: float) -> Floats:
     """A copy with one place moved, or set to NaN."""
     copy = array.copy()
@@ -51,6 +65,21 @@ def test_the_same_session_passes(frames: int, crops: int) -> None:
     encoder = FakeSession({"embedding": one.embeddings})
     assert one.check_encoder(encoder, "e", "fp32").startswith(f"{crops} embeddings, smallest cosine 1.000")
     assert (encoder.feeds[0]["image"] == one.crops).all()
+
+
+def test_the_smaller_detector_is_held_against_its_own_answers() -> None:
+    one = with_smaller(golden())
+    fewer = one.answers(SMALLER)
+    session = detector(fewer.boxes, fewer.scores)
+    assert one.check_detector(session, "s", network=SMALLER).startswith("6 boxes, smallest IoU 1.0000")
+    assert (session.feeds[0]["image"] == fewer.frames).all()
+    with pytest.raises(BundleError, match="s: boxes: another shape"):
+        one.check_detector(session, "s")
+    with pytest.raises(BundleError, match="s: boxes differ"):
+        one.check_detector(detector(fewer.boxes + F32(0.01), fewer.scores), "s", network=SMALLER)
+    with pytest.raises(BundleError, match=r"golden\.npz: nothing to hold detector-smaller\.onnx against.*make export"):
+        golden().check_detector(session, "s", network=SMALLER)
+    assert (one.answers(DETECTOR).boxes == one.boxes).all()
 
 
 @pytest.mark.parametrize(
@@ -158,17 +187,30 @@ def test_the_sessions_error_comes_through() -> None:
 # ---- the file ----
 
 
+@pytest.mark.parametrize("smaller", [False, True])
 @pytest.mark.parametrize(("frames", "crops"), [(0, 0), (1, 1), (2, 3)])
-def test_write_and_read(frames: int, crops: int, tmp_path: Path) -> None:
+def test_write_and_read(frames: int, crops: int, smaller: bool, tmp_path: Path) -> None:
     one, path = golden(frames, crops), tmp_path / "golden.npz"
+    one = with_smaller(one) if smaller else one
     one.write(path)
-    again = Golden.read(path)
-    for name, array in vars(one).items():
-        assert vars(again)[name].dtype == array.dtype
-        assert vars(again)[name].shape == array.shape
-        assert (vars(again)[name] == array).all()
+    again = arrays_of(Golden.read(path))
+    wanted = arrays_of(one)
+    assert set(again) == set(wanted)
+    for name, array in wanted.items():
+        assert again[name].dtype == array.dtype
+        assert again[name].shape == array.shape
+        assert (again[name] == array).all()
     with np.load(path) as arrays:
-        assert set(arrays.files) == set(vars(one)), "nothing else is in the file"
+        assert set(arrays.files) == set(wanted), "nothing else is in the file"
+        assert {"frames", "boxes", "scores", "crops", "embeddings"} <= set(arrays.files), "what older boxes read"
+
+
+def test_the_smaller_detectors_answers_are_all_there_or_none(tmp_path: Path) -> None:
+    arrays = arrays_of(with_smaller(golden()))
+    for missing in ("smaller_frames", "smaller_boxes", "smaller_scores"):
+        np.savez(tmp_path / "golden.npz", **{name: array for name, array in arrays.items() if name != missing})
+        with pytest.raises(BundleError, match="no golden inputs"):
+            Golden.read(tmp_path / "golden.npz")
 
 
 @pytest.mark.parametrize("content", [b"", b"abc", b"PK\x03\x04", b"\x93NUMPY\x01\x00", b"\x80\x04N."])
@@ -208,5 +250,5 @@ def test_any_flipped_byte_and_any_cut_is_refused_or_changes_nothing(tmp_path: Pa
         except BundleError:
             refused += 1
         else:
-            assert all(np.array_equal(vars(again)[name], array) for name, array in vars(one).items())
+            assert all(np.array_equal(vars(again)[name], array) for name, array in arrays_of(one).items())
     assert refused > len(data), "most are noticed"

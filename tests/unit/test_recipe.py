@@ -46,3 +46,39 @@ def test_an_engine_that_cannot_be_is_refused_with_its_key(line: str, said: str, 
     assert message.startswith(f"{path}: ")
     assert said in message
     assert "\n" not in message
+
+
+def with_detector(folder: Path, line: str) -> Path:
+    """The shipped recipe with this line for the smaller size."""
+    lines = RECIPE.read_text(encoding="utf-8").splitlines()
+    path = folder / "recipe.toml"
+    path.write_text("\n".join(line if one.startswith("smaller") else one for one in lines), encoding="utf-8")
+    return path
+
+
+def test_a_smaller_size_is_a_choice(tmp_path: Path) -> None:
+    shipped = read_recipe(RECIPE).detector
+    assert shipped.smaller is not None
+    assert shipped.smaller < shipped.size
+    assert read_recipe(with_detector(tmp_path, "smaller = 384")).detector.smaller == 384
+    assert read_recipe(with_detector(tmp_path, "")).detector.smaller is None
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("smaller = 416", "smaller should be below size, 416, got 416"),
+        ("smaller = 608", "smaller should be below size, 416, got 608"),
+        ("smaller = 300", "detector.smaller: Input should be a multiple of 32"),
+        ("smaller = 0", "detector.smaller"),
+        ("smaller = -32", "detector.smaller"),
+        ("smaller = true", "detector.smaller"),
+        ("smaler = 288", "did you mean 'smaller'?"),
+    ],
+)
+def test_a_smaller_size_that_is_none_is_refused_with_its_key(line: str, said: str, tmp_path: Path) -> None:
+    path = with_detector(tmp_path, line)
+    with pytest.raises(ConfigError) as caught:
+        read_recipe(path)
+    assert str(caught.value).startswith(f"{path}: detector")
+    assert said in str(caught.value)

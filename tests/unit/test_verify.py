@@ -12,12 +12,12 @@ import pytest
 from numpy.typing import NDArray
 
 from edge.bank import PromptBank
+from edge.bundle import SMALLER
 from edge.errors import BundleError
-from edge.golden import Golden
+from edge.golden import Answers, Golden
 from edge.values import Category
 from export.variants import MOST, name_of, variants_of
 from export.verify import (
-    Answers,
     detector_answers,
     encoder_answers,
     gate_crops,
@@ -107,6 +107,18 @@ def test_variants_are_many_different_and_the_same_every_time(n: int) -> None:
     assert len({picture.tobytes() for picture in crops}) == len(crops)
     assert (gate_crops(one) == crops).all()
     assert all((crops[32 * i] == one.crops[i]).all() for i in range(n)), "the picture itself is among them"
+
+
+@pytest.mark.parametrize("n", [0, 1, 2])
+def test_the_smaller_detectors_frames_vary_as_the_others_do(n: int) -> None:
+    one, none = golden(frames=n), np.zeros((0,), F32)
+    fewer = replace(one, smaller=Answers(one.frames[:, ::2, ::2], none, none))
+    frames = gate_frames(fewer, SMALLER)
+    assert frames.shape == (6 * n, SIZE // 2, SIZE // 2, 3)
+    assert all((frames[6 * i] == one.frames[i, ::2, ::2]).all() for i in range(n))
+    assert (gate_frames(fewer) == gate_frames(one)).all()
+    with pytest.raises(BundleError, match=f"nothing to hold {SMALLER} against"):
+        gate_frames(one, SMALLER)
 
 
 def test_two_golden_crops_and_frames_are_enough() -> None:
