@@ -11,7 +11,7 @@ ADDRESS := tcp://127.0.0.1:5577
 # On a Jetson TensorRT comes with the system; elsewhere nothing of the system's Python is needed.
 SEEN = $(shell $(PYTHON) -c 'import importlib.util as u; print("--system-site-packages" if u.find_spec("tensorrt") else "")')
 
-.PHONY: setup run test check lint export image collect test-gpu bench bench-gpu chaos clean
+.PHONY: setup run test check lint export image flash collect test-gpu bench bench-gpu chaos clean
 .DEFAULT_GOAL := run
 
 setup: .venv/ready
@@ -34,13 +34,26 @@ run: setup
 	  wait -n; kill -TERM $$collector $$edge 2>/dev/null; wait $$collector; code=$$?; wait $$edge || code=$$?; \
 	  if [ $$code = 0 ]; then cat out/edge.txt; else cat out/edge.log; fi; exit $$code
 
-test: check .venv/compilers
+test: check .venv/compilers .venv/system
 	$(BIN)/python -m pytest
 
 # What compiles engines and kernels without a GPU: the tests' alone, and 300 MB.
 .venv/compilers: .venv/ready
 	$(BIN)/python -m pip install --quiet --editable '.[compilers]'
 	@touch $@
+
+# A Debian of its own, ssh, and an RTSP server with what it encodes by: some tests' alone, which are skipped without.
+SYSTEM := debootstrap iproute2 openssh-server systemd-container python3-gi gir1.2-gst-rtsp-server-1.0 \
+  gstreamer1.0-plugins-good gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly gstreamer1.0-libav
+
+.venv/system: .venv/ready
+	@missing=; for one in $(SYSTEM); do \
+	  dpkg-query --show --showformat '$${db:Status-Status}' $$one 2>/dev/null | grep -qx installed || missing="$$missing $$one"; \
+	done; \
+	if [ "$$(id -u)" = 0 ] && [ -n "$$missing" ] && command -v apt-get >/dev/null; then \
+	  apt-get update --quiet=2 && apt-get install --quiet=2 --yes --no-install-recommends $$missing && missing=; fi; \
+	if [ -z "$$missing" ]; then touch $@; \
+	else echo "tests are skipped that need root and these of Debian's packages:$$missing" >&2; fi
 
 # On a machine with an NVIDIA GPU, TensorRT and a CUDA binding; what is missing is said.
 test-gpu: setup
@@ -63,6 +76,11 @@ export: setup
 image: setup
 	@[ '$(BUNDLE)' != engines/mini ] || $(BIN)/python -m export build configs/models-mini.toml
 	@$(BIN)/python -m appliance image --bundle '$(BUNDLE)' $(if $(ARCH),--arch '$(ARCH)')
+
+# One box, or several, four at a time: make flash BOX=user@host BUNDLE=engines/full, or BOXES=file with one a line.
+flash: setup
+	@[ '$(BUNDLE)' != engines/mini ] || $(BIN)/python -m export build configs/models-mini.toml
+	@$(BIN)/python -m appliance flash --bundle '$(BUNDLE)' $(if $(BOX),--box '$(BOX)') $(if $(BOXES),--boxes '$(BOXES)')
 
 collect: setup
 	$(BIN)/collector run --bind $(ADDRESS) --store lookout.db

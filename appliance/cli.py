@@ -7,13 +7,17 @@ from pathlib import Path
 
 import click
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from appliance.flash import Outcome, boxes_of, flash_all
 from appliance.image import build_images
+from appliance.packages import building, given
 from appliance.wheels import MACHINES
 from edge.commands import Commands
 from edge.errors import BackendError, ConfigError
 
+WIDTH = 160  # columns of what goes to a file
 _PATH = click.Path(path_type=Path)
 
 
@@ -53,8 +57,8 @@ def flash(named: Sequence[str], file: Path | None, bundle: Path | None, built: S
         raise ConfigError("no box is named", remedy="make flash BOX=user@host, or BOXES=file")
     if (bundle is None) == (not built):
         raise ConfigError("either --bundle or --image says what the boxes get")
-    packages = Packages(built) if bundle is None else Packages.of(bundle, out, Console(stderr=True))
-    outcomes = flash_all(boxes, packages, partial(click.echo))
+    image = given(built) if bundle is None else building(bundle, out, Console(stderr=True))
+    outcomes = flash_all(boxes, image, click.echo)
     if len(boxes) > 1:
         _print_outcomes(outcomes)
     if failed := [outcome for outcome in outcomes if not outcome.good]:
