@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING
 import click
 
 from collector import keyring
+from collector.health import Vitals
 from collector.labelling import CSV, ask_people, read_set, write_set
 from collector.replay import send, showing, write_lines
 from collector.report import copying, report_gaps, report_stats
@@ -28,6 +29,7 @@ from collector.table import counts, shown
 from edge.bundle import open_bundle
 from edge.commands import Commands
 from edge.errors import ConfigError
+from edge.health import Health
 from edge.keys import checked_key, needs_encryption, read_key, secure_client
 from edge.publish import Secure
 
@@ -66,6 +68,7 @@ def main() -> None:
 @click.option("--insecure", is_flag=True, help="Listen to other machines without encryption.")
 @click.option("--keep-days", type=click.FloatRange(min=0, min_open=True), help="Delete what came longer ago.")
 @click.option("--keep-bytes", type=click.IntRange(min=1 << 20), help="Delete the oldest when the store needs more.")
+@click.option("--health", "told_at", metavar="HOST:PORT", default="", help="Tell there by HTTP how the collector is.")
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 def run(
     bind: str,
@@ -75,6 +78,7 @@ def run(
     insecure: bool,
     keep_days: float | None,
     keep_bytes: int | None,
+    told_at: str,
     quiet: bool,
 ) -> None:
     """Receive events and keep them until Ctrl-C or SIGTERM."""
@@ -99,16 +103,21 @@ def run(
             where, cancel = str(sink.address), sink.cancel
         server = stack.enter_context(Server(bind, ring, insecure=insecure))
         _stop_on_signal(server, cancel)
+        vitals = Vitals(server.stats, server.address, where, path, lambda: server.stopping)
+        health = stack.enter_context(Health(told_at, vitals, "--health"))
+        if health.address:
+            click.echo(f"health at http://{health.address}", err=True)
         show = stack.enter_context(nullcontext(_nothing) if quiet else shown(server, where))
 
         def tick() -> None:
             prune()
             show()
+            vitals.tick()
 
         # An event is hundreds of small objects that live until the commit and are in no circle: looking for circles
         # among them each 700 objects, as Python does, took more than half of all time.
         gc.set_threshold(100_000, 20, 100)
-        server.run(sink, tick)
+        server.run(vitals.watched(sink), tick)
     click.echo(f"stored {counts(server.stats)} in {where}")
 
 

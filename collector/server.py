@@ -120,6 +120,11 @@ class Server:
         self._count(sessions)
         tick()
 
+    @property
+    def stopping(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stopping
+
     def stop(self) -> None:
         """Make `run` return soon; for a signal handler or another thread."""
         self._stopping = True

@@ -10,6 +10,7 @@ from edge.events import Event, Header, Person
 from edge.protocol import Gone
 
 RATE_SECONDS = 10.0  # events per second are averaged over this
+MAX_DEVICES = 10_000  # of which it is known when they last sent something
 MAX_CAMERAS = 1000  # of which the view knows something; names come from the wire and could be endless
 
 # control characters, line and paragraph separators, and what reverses the direction of writing
@@ -51,7 +52,8 @@ class Stats:
     boxes: devices that are connected now. refused: messages that are none or may not be, and events set aside. gone:
     events that boxes had to drop, as they told. resets: how often a box was asked to begin again. handshakes_refused:
     connections that encryption, or another protocol, did not let in; those that just hung up among them. cameras: by
-    (device, camera), the one heard longest ago first; at most MAX_CAMERAS, those heard last.
+    (device, camera), the one heard longest ago first; at most MAX_CAMERAS, those heard last. devices: the time of the
+    latest new event of each, `time.monotonic`; at most MAX_DEVICES, likewise.
     """
 
     events: int = 0
@@ -63,6 +65,7 @@ class Stats:
     handshakes_refused: int = 0
     boxes: int = 0
     cameras: dict[tuple[str, str], Camera] = field(default_factory=dict)
+    devices: dict[str, float] = field(default_factory=dict)
 
     def count(self, item: Item, outcome: Outcome, now: float) -> None:
         """Count what became of an item."""
@@ -85,6 +88,10 @@ class Stats:
         self.cameras[name] = camera  # as the last: a dict keeps its order
         if len(self.cameras) > MAX_CAMERAS:
             del self.cameras[next(iter(self.cameras))]
+        self.devices.pop(header.device, None)
+        self.devices[header.device] = now
+        if len(self.devices) > MAX_DEVICES:
+            del self.devices[next(iter(self.devices))]
 
 
 def harmless(text: str) -> str:
