@@ -50,8 +50,8 @@ def build_images(archs: Sequence[str], bundle: Path, out: Path, console: Console
             own = [one for one in sets if one.target.arch == arch]
             _print_wheels(arch, own, console)
             version = str(parse_wheel_filename(project.name)[1])
-            _write_tree(folder / arch, arch, version, own, bundle, pip)
-            _packed(folder / arch, deb := out / f"lookout_{version}_{arch}.deb", epoch, console)
+            write_tree(folder / arch, arch, version, own, bundle, pip)
+            pack(folder / arch, deb := out / f"lookout_{version}_{arch}.deb", epoch, console)
             yield deb
 
 
@@ -136,7 +136,7 @@ def _print_wheels(arch: str, sets: Sequence[WheelSet], console: Console) -> None
         console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
-def _write_tree(tree: Path, arch: str, version: str, sets: Sequence[WheelSet], bundle: Path, pip: Path) -> None:
+def write_tree(tree: Path, arch: str, version: str, sets: Sequence[WheelSet], bundle: Path, pip: Path) -> None:
     """The package, file by file, as dpkg-deb takes it."""
     payload = tree / PAYLOAD
     (payload / "wheels").mkdir(parents=True)
@@ -150,7 +150,8 @@ def _write_tree(tree: Path, arch: str, version: str, sets: Sequence[WheelSet], b
     (payload / "release").write_text(payload_id(version, payload) + "\n", encoding="utf-8")
 
     _put(HERE / "edge.toml", tree / "etc/lookout/edge.toml")
-    _put(HERE / "lookout.service", tree / "lib/systemd/system/lookout.service")
+    for unit in ("lookout.service", "lookout-retry.service"):
+        _put(HERE / unit, tree / "lib/systemd/system" / unit)
     _put(ROOT / "configs/edge.toml", tree / "usr/share/doc/lookout/edge.toml")
     _put(ROOT / "configs/README.md", tree / "usr/share/doc/lookout/README.md")
     _put(ROOT / "LICENSE", tree / "usr/share/doc/lookout/copyright")
@@ -174,7 +175,7 @@ def _put(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
 
-def _packed(tree: Path, deb: Path, epoch: int, console: Console) -> None:
+def pack(tree: Path, deb: Path, epoch: int, console: Console) -> None:
     """dpkg-deb, with the same modes and times whoever builds, and whenever."""
     for path in [tree, *tree.rglob("*")]:
         if not path.is_symlink():
