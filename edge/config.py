@@ -286,6 +286,11 @@ class DescribeConfig(Settings):
     crop: CropConfig = CropConfig()
     match: MatchConfig = MatchConfig()
 
+    @property
+    def low(self) -> float | None:
+        """The score above which a box may continue a track; None where nobody is followed."""
+        return self.track.low if self.track.enabled else None
+
     @field_validator("track")
     @classmethod
     def _low_is_low(cls, track: TrackConfig, info: ValidationInfo) -> TrackConfig:

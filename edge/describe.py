@@ -85,6 +85,12 @@ class Words:
         self._seen: tuple[int, int, int] | None = None
         self._use(bundle.bank)
 
+    def permit(self, sensitive: Collection[str]) -> None:
+        """From now on answer these of the categories marked as sensitive."""
+        if tuple(sensitive) != tuple(self._sensitive):
+            self._sensitive = sensitive
+            self._use(self.bank)
+
     def _use(self, bank: PromptBank) -> None:
         self.bank, self.permitted = bank, bank.permitted(self._sensitive)
 
@@ -132,6 +138,11 @@ class _Camera:
         self.identities = Identities(config.look_every)
         self.frames = 0  # that came this far: the camera's own number counts those dropped, too
         self.last: Frame | None = None
+
+    def configure(self, config: TrackConfig, threshold: float) -> None:
+        """Go by these rules; the numbers of tracks go on."""
+        self.tracker.configure(config, threshold)
+        self.identities.every = config.look_every
 
     def known(self, ended: Sequence[Ended]) -> tuple[Ended, ...]:
         """Those of the ended tracks that were ever described; they are forgotten."""
@@ -196,6 +207,30 @@ class Describer:
             parts = [{region: part[a:b] for region, part in vectors.items()} for a, b in pairwise(ends)]
             return [self._described(view, own) for view, own in zip(views, parts, strict=True)]
 
+    def configure(
+        self,
+        config: DescribeConfig,
+        apart: Collection[str],
+        zones: Mapping[str, Sequence[Polygon]],
+        changed: Collection[str],
+    ) -> list[Described]:
+        """Go by this from the next frames on -> what is left to tell of the tracks that end with it.
+
+        apart, zones: as in the constructor. changed: cameras that are no more, or look at something else by now; where
+        the rules of tracking are new, the tracks of all end.
+        """
+        before, self._config = self._config, config
+        rules = (before.track, before.detect.threshold) != (config.track, config.detect.threshold)
+        left = self.finish(None if rules else changed)
+        for camera in self._cameras.values():
+            camera.configure(config.track, config.detect.threshold)
+        self._apart, self._zones = frozenset(apart), zones
+        for detector in (self._detector, *([self._smaller] if self._smaller else [])):
+            detector.configure(config.detect, config.low)
+        self._words.permit(config.match.sensitive)
+        self.limit(config.crop.max_per_frame)
+        return left
+
     def limit(self, max_crops: int) -> None:
         """Encode at most so many people of a frame from now on, but never more than crop.max_per_frame."""
         self._crops_allowed = min(max_crops, self._config.crop.max_per_frame)
@@ -224,11 +259,11 @@ class Describer:
         """How many were ever described."""
         return sum(camera.identities.met for camera in self._cameras.values())
 
-    def finish(self) -> list[Described]:
-        """What is left to tell at the end: of each camera the tracks that end with it, as of its last frame."""
+    def finish(self, cameras: Collection[str] | None = None) -> list[Described]:
+        """What is left to tell of cameras that end, or of all: the tracks that end with it, as of its last frame."""
         nobody = {region: np.zeros((0, self._facts.dim), np.float32) for region in self._bank.regions}
         left = []
-        for camera in self._cameras.values():
+        for camera in [one for name, one in self._cameras.items() if cameras is None or name in cameras]:
             ended = camera.known(camera.tracker.finish())
             if ended and camera.last is not None:
                 matches, bank = match(nobody, self._bank, self._facts.logit_scale), self._words.bank.sha256

@@ -45,6 +45,10 @@ class Detector:
         self._imaging = imaging or HostImaging()
         self._column = facts.classes.index(PERSON)
 
+    def configure(self, config: DetectConfig, low: float | None) -> None:
+        """Go by this from the next frames on."""
+        self._config, self._low = config, low
+
     def __call__(self, frames: Sequence[Frame]) -> list[Detections]:
         """One Detections per frame, in one run of the graph. Raises BackendError."""
         if not frames:

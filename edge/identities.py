@@ -40,7 +40,7 @@ class Identities:
     """
 
     def __init__(self, every: int) -> None:
-        self._every = every
+        self.every = every
         self._known: dict[int, _Known] = {}
         self._ever: set[int] = set()  # looked at, also before a restart: their end is still to be told
         self.met = 0
@@ -63,7 +63,7 @@ class Identities:
             return _NEW
         if area > GROWN * known.area or quality > BETTER * known.quality:
             return _BETTER
-        return _LATE if frame - known.frame >= self._every else _NOT_YET
+        return _LATE if frame - known.frame >= self.every else _NOT_YET
 
     def look(
         self,

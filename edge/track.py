@@ -94,6 +94,10 @@ class Tracker:
         self._now, self._step = 0.0, _STEP
         self._captured: float | None = None  # the frame before
 
+    def configure(self, config: TrackConfig, threshold: float) -> None:
+        """Go by these from the next frame on."""
+        self._config, self._threshold = config, threshold
+
     def update(self, people: Detections, seconds: float) -> Tracks:
         """Who the people of a frame captured at `seconds` are, its boxes of low score among them.
 

@@ -36,6 +36,10 @@ STAGES = frozenset(
         "draw",
     }
 )
+# what capture is made of
+SOURCES = frozenset(
+    {"address", "knock", "steps", "pace", "still", "footage", "opencv", "gstreamer", "live", "decoders"}
+)
 DOCTOR = frozenset({"clock", "doctor", "jetson", "pairs", "probes", "reach"})  # what is here, and what to do about it
 
 # file of edge/ -> the files of edge/ it may import
@@ -65,6 +69,13 @@ EDGE: dict[str, frozenset[str]] = {
     "trt": WORDS | {"bundle", "backend", "cuda", "lane"},
     "gpu": WORDS | CONTRACTS | PIXELS | {"backend", "cuda"},
     **dict.fromkeys(STAGES, WORDS | CONTRACTS | PIXELS | {"backend"}),
+    **dict.fromkeys(("address", "pace"), frozenset()),
+    **dict.fromkeys(("steps", "still"), frozenset({"errors", "values"})),
+    **dict.fromkeys(("footage", "knock"), WORDS | {"address", "steps"}),
+    **dict.fromkeys(("opencv", "gstreamer"), WORDS | {"address", "knock"}),
+    "live": WORDS | {"pace", "steps", "still"},
+    "decoders": WORDS | {"config", "gstreamer", "jetson", "live", "opencv"},
+    "capture": WORDS | CONTRACTS | SOURCES,
     "keys": WORDS | CONTRACTS,
     "link": WORDS | CONTRACTS,
     "records": WORDS,
@@ -79,10 +90,11 @@ EDGE: dict[str, frozenset[str]] = {
     "metrics": WORDS | CONTRACTS | {"capture", "clock", "describe", "health", "jetson", "publish", "push"},
     "describe": WORDS | CONTRACTS | STAGES | PIXELS | {"backend"},
     "pipeline": WORDS | CONTRACTS | STAGES | PIXELS | {"describe"},
+    "reload": WORDS | CONTRACTS,
     "clock": frozenset(),
     **dict.fromkeys(("jetson", "pairs", "reach"), WORDS | CONTRACTS),
     "probes": WORDS | CONTRACTS | {"clock", "jetson"},
-    "doctor": WORDS | CONTRACTS | DEVICES | {"clock", "jetson", "pairs", "probes", "reach"},
+    "doctor": WORDS | CONTRACTS | DEVICES | {"clock", "gstreamer", "jetson", "pairs", "probes", "reach"},
     "cli": WORDS
     | CONTRACTS
     | DELIVERY
@@ -94,6 +106,7 @@ EDGE: dict[str, frozenset[str]] = {
         "backend",
         "describe",
         "pipeline",
+        "reload",
         "health",
         "metrics",
         "watchdog",
@@ -119,6 +132,7 @@ HEAVY: dict[str, frozenset[str]] = {
     "pycuda": frozenset({"edge.cuda_pycuda"}),
     "cuda": frozenset({"edge.cuda_bindings"}),
     "nats": frozenset({"collector.nats"}),
+    "gi": frozenset({"edge.gstreamer"}),
     "torch": frozenset(),
 }
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from edge import events
 from edge.bank import Look, PromptBank
 from edge.bundle import PROMPTS, open_bundle
-from edge.config import CropConfig, DescribeConfig, MatchConfig, TrackConfig
+from edge.config import CropConfig, DescribeConfig, DetectConfig, MatchConfig, TrackConfig
 from edge.describe import Described, Describer, largest, tall_enough
 from edge.detect import Detector
 from edge.encode import Encoder
@@ -706,6 +706,63 @@ def test_an_ended_tracks_times_are_those_of_its_events(bundle_folder: Path) -> N
     (ended,) = heads[-1].ended
     assert (ended.first_seen, ended.last_seen) == (heads[0].captured_at, heads[4].captured_at)
     assert (ended.track, ended.frames) == (1, 5)
+
+
+# ---- a configuration that changes while it runs ----
+
+
+def configured(stage: Stage, changed: Sequence[str] = (), **config: object) -> list[Described]:
+    """Have the describer go by this from now on."""
+    wanted = DescribeConfig.model_validate({"track": TrackConfig(look_every=10), **config})
+    return stage.describer.configure(wanted, (), {}, changed)
+
+
+def test_a_new_threshold_counts_from_the_next_frame_on(bundle_folder: Path) -> None:
+    stage = Stage(bundle_folder)
+    sure, vague = Someone(100), Someone(400, score=0.6)
+    assert len(stage.one(0, sure, vague).people) == 2
+    (left,) = configured(stage, detect=DetectConfig(threshold=0.7))
+    assert [one.frames for one in left.ended] == [1, 1], "a track begins by the threshold: those of the old one end"
+    assert len(stage.one(1, sure, vague).people) == 1
+
+
+def test_a_track_that_begins_after_a_change_never_has_the_number_of_one_before(bundle_folder: Path) -> None:
+    stage = Stage(bundle_folder)
+    before = {*numbers(stage.one(0, Someone(100), Someone(400)).tracks)}
+    configured(stage, track=TrackConfig(min_frames=1))
+    assert before.isdisjoint(numbers(stage.one(1, Someone(100), Someone(400)).tracks))
+
+
+def test_what_has_nothing_to_do_with_tracks_leaves_them(bundle_folder: Path) -> None:
+    stage = Stage(bundle_folder)
+    first = numbers(stage.one(0, Someone(100)).tracks)
+    assert configured(stage, crop=CropConfig(max_per_frame=1), match=MatchConfig(top_k=1)) == []
+    assert numbers(stage.one(1, Someone(100)).tracks) == first
+
+
+def test_a_camera_that_is_no_more_has_its_tracks_ended_and_no_other(bundle_folder: Path) -> None:
+    stage = Stage(bundle_folder)
+    stage(stage.frame(0, Someone(100)), stage.frame(0, Someone(100), camera="gate"))
+    (left,) = configured(stage, changed=["gate", "never seen"])
+    assert left.frame.camera == "gate"
+    assert len(left.ended) == 1
+    assert numbers(stage.one(1, Someone(100)).tracks) == [1]
+    assert configured(stage, changed=["gate"]) == [], "told once"
+
+
+def test_a_sensitive_category_is_answered_once_it_is_named(bundle_folder: Path) -> None:
+    stage = Stage(bundle_folder)
+    asked = len(stage.one(0, Someone(100)).matches.categories)
+    configured(stage, match=MatchConfig(sensitive=("gender",)))
+    assert len(stage.one(1, Someone(100)).matches.categories) == asked + 1
+
+
+def test_fewer_crops_and_other_zones_count_at_once(bundle_folder: Path) -> None:
+    stage = Stage(bundle_folder)
+    half = ((0.0, 0.0), (0.5, 0.0), (0.5, 1.0), (0.0, 1.0))
+    stage.describer.configure(DescribeConfig(crop=CropConfig(max_per_frame=1)), (), {"door": [half]}, ())
+    assert len(stage.one(0, Someone(100), Someone(200), Someone(500)).people) == 1
+    assert len(stage.crops) == 1
 
 
 # ---- the loop ----
