@@ -3,135 +3,32 @@
 from __future__ import annotations
 
 import logging
-import os
-import random
-import re
-import stat
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Literal, cast
+from datetime import datetime
+from functools import partial
+from typing import Any
 
-import cv2
-
-from edge.config import CameraConfig, is_url_or_device
+from edge.address import shown
+from edge.config import CameraConfig, Decoder, is_url_or_device
+from edge.decoders import Decoders
 from edge.errors import CaptureError
 from edge.failpoints import failpoint
-from edge.images import SUFFIXES, image_files, read_image
-from edge.values import Frame, Image
+from edge.footage import open_footage
+from edge.live import BEAT, Live
+from edge.pace import Pace
+from edge.schedule import Schedule
+from edge.steps import Phase, Step, Steps
+from edge.values import Frame
+
+__all__ = ["CameraState", "Cameras", "Phase"]
 
 logger = logging.getLogger(__name__)
 
-# By itself FFmpeg prints many lines, some with a camera's password in them; what matters is said here. Its level is
-# read when the first video is opened.
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-
-FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0  # s between attempts to reach a live camera
 CLOSE_SECONDS = 2.0  # how long close() waits; a thread that hangs in a dead camera's read is left behind
 URLS = ("rtsp://", "rtsps://", "http://", "https://")
-
-# A source yields pictures, as seconds since 1970 and (H, W, 3) uint8 BGR, and the mishaps that it goes on after.
-# What ends it before its time it raises, as CaptureError.
-Pictures = Generator[tuple[float, Image] | CaptureError, None, None]
-
-
-def _folder(folder: Path, files: Sequence[Path]) -> Pictures:
-    """Every image that can be read, captured when it is read."""
-    unreadable = 0
-    for path in files:
-        try:
-            yield time.time(), read_image(path)
-        except CaptureError as error:
-            unreadable += 1
-            yield error
-    if unreadable == len(files):
-        raise CaptureError(f"{folder}: none of its {len(files)} images can be read")
-
-
-def _video(path: Path, capture: cv2.VideoCapture) -> Pictures:
-    """Every frame from the grabbed one on, captured at the start of the reading plus its position in the video."""
-    start, position, frames = time.time(), 0.0, 0
-    promised, rate = capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)
-    try:
-        grabbed = True
-        while grabbed:
-            position = max(position, capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)
-            grabbed, image = capture.retrieve()
-            if grabbed:
-                yield start + position, cast(Image, image)
-                frames += 1
-                grabbed = capture.grab()
-    finally:
-        capture.release()
-    if promised > 0 and rate > 0:
-        # By time as well as by number: many headers hold no number, and where the rate varies OpenCV guesses a wrong
-        # one. The slack is for sound that outlasts the picture.
-        missing = promised - max(frames, position * rate + 1)
-        if missing > min(0.5 * rate, 0.1 * promised):
-            raise CaptureError(f"{path}: the video breaks off", expected=f"{promised:.0f} frames", got=frames)
-
-
-def _live(source: str, timeout: float, wait: Callable[[float], bool]) -> Pictures:
-    """Frames as they come, captured when they have come; reconnects until `wait(seconds)` says False."""
-    delay = FIRST_DELAY
-    while True:
-        if source.isdecimal():
-            capture = cv2.VideoCapture(int(source))  # its driver has a timeout of its own
-        else:
-            limit = int(timeout * 1000)
-            limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, limit, cv2.CAP_PROP_READ_TIMEOUT_MSEC, limit]
-            capture = cv2.VideoCapture(source, cv2.CAP_FFMPEG, limits)
-        problem = "broke off" if capture.isOpened() else "cannot be opened"
-        try:
-            while (read := capture.read())[0]:
-                delay = FIRST_DELAY
-                yield time.time(), cast(Image, read[1])
-        finally:
-            capture.release()
-        pause = delay * random.uniform(0.5, 1)  # so that many boxes do not fall upon a camera at once
-        yield CaptureError(f"{_shown(source)}: {problem}", remedy=f"next attempt in {pause:.1f} s")
-        if not wait(pause):
-            return
-        delay = min(2 * delay, LONGEST_DELAY)
-
-
-def _shown(source: str) -> str:
-    """A source as people may see it: of a URL only scheme, user and host, as passwords hide in path and query too."""
-    return re.sub(
-        r"^(.*?:/+)(?:([^/?#:@]*)(:?).*@)?([^/?#]*).*",
-        lambda url: url[1] + (f"{url[2]}:***@" if url[3] else "" if url[2] is None else "***@") + url[4],
-        source,
-        flags=re.DOTALL,
-    )
-
-
-def _opened(source: str, timeout: float, wait: Callable[[float], bool]) -> Pictures:
-    """The pictures of a source. Raises CaptureError where a file or folder has none; live cameras may come later."""
-    if is_url_or_device(source):
-        if not source.isdecimal() and not source.startswith(URLS):
-            raise CaptureError(f"{_shown(source)}: unknown kind of address", expected=" or ".join(URLS))
-        return _live(source, timeout, wait)
-    path = Path(source)
-    try:
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            if not (files := image_files(path)):
-                raise CaptureError(f"{path}: no images", expected="files named " + " ".join(SUFFIXES))
-            return _folder(path, files)
-        if stat.S_ISREG(mode):
-            path.open("rb").close()
-    except (OSError, ValueError) as error:  # ValueError: a null byte
-        raise CaptureError(f"{_shown(source)}: {getattr(error, 'strerror', error)}") from error
-    capture = cv2.VideoCapture()
-    # An absolute path, as FFmpeg would take "door:1.avi" for an address.
-    if not stat.S_ISREG(mode) or not capture.open(str(path.absolute()), cv2.CAP_FFMPEG) or not capture.grab():
-        raise CaptureError(f"{path}: no video", expected="a video file, a folder of images, a URL or a device number")
-    return _video(path, capture)
-
-
-Phase = Literal["starting", "up", "away", "frozen", "off", "ended"]
 
 
 @dataclass(frozen=True)
@@ -167,14 +64,16 @@ class CameraState:
         return sum(self.drops.values())
 
 
-@dataclass
+@dataclass(eq=False)
 class _Camera:
     """What a camera's thread and the taker of its frames share, guarded by the condition of Cameras."""
 
-    pictures: Pictures
+    config: CameraConfig
     state: CameraState
+    pace: Pace = field(default_factory=Pace)
     frame: Frame | None = None  # captured, not yet taken
-    ended: bool = False
+    stopped: bool = False  # its thread is to end
+    ended: bool = False  # it has
 
     def note(self, **changes: Any) -> None:
         self.state = replace(self.state, beat_at=time.monotonic(), **changes)
@@ -192,29 +91,33 @@ class Cameras:
     failures: what ended a source before its time; complete once `done`.
     """
 
-    def __init__(self, configs: Sequence[CameraConfig], *, timeout: float = 10.0) -> None:
-        """timeout: seconds after which a silent network camera is given up and called anew.
+    def __init__(
+        self,
+        configs: Sequence[CameraConfig],
+        *,
+        timeout: float = 10.0,
+        decoder: Decoder = "auto",
+        today: Callable[[], datetime] = datetime.now,
+    ) -> None:
+        """timeout: seconds after which a silent network camera is given up and called anew. decoder: of rtsp:// ones.
+        today: the box's local time, which schedules follow; files have none.
 
-        Raises CaptureError where a video or folder cannot be read; live cameras may be away.
+        Raises CaptureError where a video or folder cannot be read; live cameras may be away. Raises ConfigError where
+        the decoder asked for is not here.
         """
         self.failures: list[CaptureError] = []
+        self._timeout, self._today, self._decoders = timeout, today, Decoders(decoder)
         self._changed = threading.Condition()
-        self._closed = False
+        self._closed = self._entered = False
+        self._max_fps: float | None = None
         self._threads: list[threading.Thread] = []
-        self._cameras = []
-        for config in configs:
-            try:
-                pictures = _opened(config.source, timeout, self._wait)
-            except CaptureError as error:
-                raise CaptureError(f"camera {config.name!r}: {error}") from error
-            self._cameras.append(_Camera(pictures, CameraState(config.name, is_url_or_device(config.source))))
+        self._cameras: list[_Camera] = []
+        self._waiting: dict[_Camera, Steps] = {}  # those without a thread yet
+        self.replace(configs)
 
     def __enter__(self) -> Cameras:
-        for camera in self._cameras:
-            # A daemon, as a read from a dead camera may outlast the program's wish to end.
-            thread = threading.Thread(target=self._run, args=(camera,), name=camera.state.name, daemon=True)
-            self._threads.append(thread)
-            thread.start()
+        self._entered = True
+        self._start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -225,11 +128,52 @@ class Cameras:
         with self._changed:
             self._closed = True
             for camera in self._cameras:
-                camera.frame = None
+                camera.frame, camera.stopped = None, True
             self._changed.notify_all()
         deadline = time.monotonic() + CLOSE_SECONDS
         while self._threads:
             self._threads.pop().join(max(0.0, deadline - time.monotonic()))
+
+    def replace(self, configs: Sequence[CameraConfig]) -> None:
+        """From now on these. Those whose source and schedule are as before go on untouched, the others end or begin.
+
+        Raises CaptureError where a new video or folder cannot be read; then nothing has changed.
+        """
+        before = {camera.config.name: camera for camera in self._cameras}
+        cameras, new = [], {}
+        try:
+            for config in configs:
+                camera = before.get(config.name)
+                if camera and (camera.config.source, camera.config.schedule) == (config.source, config.schedule):
+                    cameras.append(camera)
+                    continue
+                camera = _Camera(config, CameraState(config.name, is_url_or_device(config.source)))
+                camera.pace.max_fps = self._max_fps
+                try:
+                    new[camera] = self._opened(camera)
+                except CaptureError as error:
+                    raise CaptureError(f"camera {config.name!r}: {error}") from error
+                cameras.append(camera)
+        except CaptureError:
+            for steps in new.values():
+                steps.close()
+            raise
+        with self._changed:
+            for camera in self._cameras:
+                if camera not in cameras:
+                    camera.frame, camera.stopped = None, True
+            self._cameras = cameras
+            self._waiting.update(new)
+            self._changed.notify_all()
+        if self._entered:
+            self._start()
+
+    def pace(self, max_fps: float | None) -> None:
+        """Take about so many frames per second of each live camera; None takes all. The others are hardly any work."""
+        with self._changed:
+            self._max_fps = max_fps
+            for camera in self._cameras:
+                camera.pace.max_fps = max_fps
 
     def next(self, timeout: float) -> list[Frame]:
         """What is there, at most one frame of each camera; waits up to `timeout` seconds for the first.
@@ -256,26 +200,51 @@ class Cameras:
         with self._changed:
             return [camera.state for camera in self._cameras]
 
-    def _run(self, camera: _Camera) -> None:
+    def _opened(self, camera: _Camera) -> Steps:
+        """The source of a camera. Raises CaptureError where a file or folder has no pictures."""
+        source = camera.config.source
+        if not camera.state.live:
+            return open_footage(source)
+        if not source.isdecimal() and not source.startswith(URLS):
+            raise CaptureError(f"{shown(source)}: unknown kind of address", expected=" or ".join(URLS))
+        call = self._decoders.of(camera.config.name, source)
+        schedule = Schedule.parse(camera.config.schedule)
+        return Live(
+            partial(call, source, self._timeout),
+            shown(source),
+            timeout=self._timeout,
+            pace=camera.pace,
+            is_open=lambda: not schedule.hours or schedule.open_at(self._today()),
+            wait=partial(self._wait, camera),
+        ).steps()
+
+    def _start(self) -> None:
+        for camera, steps in self._waiting.items():
+            # A daemon, as a read from a dead camera may outlast the program's wish to end.
+            target = partial(self._run, camera, steps)
+            thread = threading.Thread(target=target, name=camera.state.name, daemon=True)
+            self._threads = [each for each in self._threads if each.is_alive()]
+            self._threads.append(thread)
+            thread.start()
+        self._waiting.clear()
+
+    def _run(self, camera: _Camera, steps: Steps) -> None:
         """The body of a camera's thread."""
-        name, failure = camera.state.name, None
+        failure = None
         try:
-            for picture in camera.pictures:
+            for step in steps:
                 failpoint("box.capture")
-                if isinstance(picture, CaptureError):
-                    self._note(camera, picture)
-                else:
-                    self._offer(camera, *picture)
-                if self._closed:
+                self._note(camera, step)
+                if camera.stopped:
                     break
         except CaptureError as error:
-            failure = CaptureError(f"camera {name!r}: {error}")
+            failure = CaptureError(f"camera {camera.state.name!r}: {error}")
         except Exception as error:  # whatever it is: a thread that dies must not look like a quiet camera
-            failure = CaptureError(f"camera {name!r}: {type(error).__name__}: {error}")
+            failure = CaptureError(f"camera {camera.state.name!r}: {type(error).__name__}: {error}")
             failure.__cause__ = error
-        camera.pictures.close()
+        steps.close()
         if failure:
-            logger.warning("%s", failure, extra={"camera": name})
+            logger.warning("%s", failure, extra={"camera": camera.state.name})
         with self._changed:
             if failure:
                 self.failures.append(failure)
@@ -284,39 +253,53 @@ class Cameras:
             camera.ended = True
             self._changed.notify_all()
 
-    def _offer(self, camera: _Camera, captured_at: float, image: Image) -> None:
-        """Put a picture where next() finds it."""
+    def _note(self, camera: _Camera, step: Step) -> None:
+        """Tell what a camera's thread did."""
         with self._changed:
-            if self._closed:
+            if camera.stopped:  # nobody wants to hear of it any more
                 return
-            name, number, live = camera.state.name, camera.state.frames, camera.state.live
-            if live and not camera.state.connected:
-                logger.info("camera %r: connected", name, extra={"camera": name})
-            again = live and number > 0 and not camera.state.connected
-            camera.note(
-                phase="up",
-                frames=number + 1,
-                frame_at=time.monotonic(),
-                reconnects=camera.state.reconnects + again,
-            )
-            while not live and not self._changed.wait_for(lambda: self._closed or not camera.frame, 1.0):
+            before = camera.state
+            camera.note(phase=step.phase)
+            if step.begins and before.frames:
+                camera.note(reconnects=before.reconnects + 1)
+            if step.error:
+                camera.note(error=str(step.error))
+            if step.dropped:
+                camera.drop(step.dropped)
+            if step.picture or step.dropped == "paced":
+                camera.note(frames=before.frames + 1, frame_at=time.monotonic())
+        self._log(camera.state, before.phase, step)
+        if step.picture:
+            self._offer(camera, Frame(before.name, before.frames, *step.picture))
+
+    def _offer(self, camera: _Camera, frame: Frame) -> None:
+        """Put a frame where next() finds it."""
+        with self._changed:
+            while not camera.state.live and not self._changed.wait_for(
+                lambda: camera.stopped or not camera.frame, BEAT
+            ):
                 camera.note()
-            if live and camera.frame:
+            if camera.stopped:
+                return
+            if camera.frame:
                 camera.drop("replaced")
-            if not self._closed:
-                camera.frame = Frame(name, number, captured_at, image)
-                self._changed.notify_all()
+            camera.frame = frame
+            self._changed.notify_all()
 
-    def _note(self, camera: _Camera, mishap: CaptureError) -> None:
-        """Say what a source goes on after."""
-        if not self._closed:  # afterwards nobody wants to hear of it
-            with self._changed:
-                camera.note(error=str(mishap), **({"phase": "away"} if camera.state.live else {}))
-                if not camera.state.live:
-                    camera.drop("unreadable")
-            logger.warning("camera %r: %s", camera.state.name, mishap, extra={"camera": camera.state.name})
+    def _log(self, state: CameraState, before: Phase, step: Step) -> None:
+        extra = {"camera": state.name}
+        if step.error:
+            logger.warning("camera %r: %s", state.name, step.error, extra=extra)
+        if not state.live:
+            return
+        if step.begins:
+            logger.info("camera %r: connected", state.name, extra=extra)
+        elif before == "frozen" and state.phase == "up":
+            logger.info("camera %r: its picture moves again", state.name, extra=extra)
+        elif state.phase == "off" and before != "off":
+            logger.info("camera %r: closed, by its schedule", state.name, extra=extra)
 
-    def _wait(self, seconds: float) -> bool:
+    def _wait(self, camera: _Camera, seconds: float) -> bool:
         """Pause a live camera's thread. False when it is time to stop."""
         with self._changed:
-            return not self._changed.wait_for(lambda: self._closed, seconds)
+            return not self._changed.wait_for(lambda: camera.stopped, seconds)

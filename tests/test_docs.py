@@ -41,6 +41,7 @@ from tests.test_layers import (
     EXPORT,
     PACKAGES,
     PIXELS,
+    SOURCES,
     STAGES,
     WORDS,
 )
@@ -371,7 +372,7 @@ def rows_of(doc: str, head: str) -> list[list[str]]:
 def test_import_table_is_the_rule_that_is_held() -> None:
     groups = {
         "words": WORDS, "contracts": CONTRACTS, "delivery": DELIVERY, "devices": DEVICES, "stages": STAGES,
-            "pixels": PIXELS, "doctor": DOCTOR,
+            "pixels": PIXELS, "doctor": DOCTOR, "sources": SOURCES,
         "nothing": frozenset[str](),
     }  # fmt: skip
     here = {path.stem for path in (ROOT / "edge").glob("*.py")} - {"__init__"}

@@ -34,6 +34,7 @@ STAGES = frozenset(
         "publish",
         "push",
         "draw",
+        "motion",
     }
 )
 # what capture is made of

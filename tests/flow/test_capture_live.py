@@ -149,7 +149,7 @@ def test_a_camera_that_vanishes_and_returns(
     assert messages[:3] == [
         "camera 'a': connected",
         f"{shown}: broke off; next attempt in S",
-        f"{shown}: cannot be opened; next attempt in S",
+        f"{shown}: cannot be opened: connection refused; next attempt in S",
     ]
     assert messages.count("camera 'a': connected") == 2
     assert "secret" not in caplog.text

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from edge.capture import Cameras, _live, _shown
+from edge.capture import Cameras
 from edge.config import CameraConfig
 from edge.errors import CaptureError
 from edge.values import Frame
@@ -224,45 +224,3 @@ def test_whatever_stops_a_thread_is_a_failure() -> None:
     with cameras("9" * 30) as opened:  # no device number that OpenCV can take
         assert frames_of(opened) == []
         assert [str(error)[:21] for error in opened.failures] == ["camera 'a': error: Op"]
-
-
-# ---- live cameras, as far as no peer is needed
-
-
-def test_the_delay_doubles_to_its_limit_and_starts_anew_after_a_frame(tmp_path: Path) -> None:
-    pauses: list[float] = []
-
-    def wait(seconds: float) -> bool:
-        pauses.append(seconds)
-        return len(pauses) < 10
-
-    problems = [str(problem) for problem in _live("http://me:secret@127.0.0.1:1/x", 1.0, wait)]
-    limits = [0.5, 1, 2, 4, 8, 16, 30, 30, 30, 30]
-    assert all(limit / 2 <= pause <= limit for pause, limit in zip(pauses, limits, strict=True))
-    assert len({pause / limit for pause, limit in zip(pauses, limits, strict=True)}) > 1, "jitter"
-    assert problems == [
-        f"http://me:***@127.0.0.1:1: cannot be opened; next attempt in {pause:.1f} s" for pause in pauses
-    ]
-
-    pauses.clear()
-    video = write_video(tmp_path / "a.avi", 3)
-    list(_live(str(video), 1.0, wait))  # a "camera" that breaks off after three frames, again and again
-    assert max(pauses) <= 0.5
-
-
-@pytest.mark.parametrize(
-    ("source", "shown"),
-    [
-        ("rtsp://me:secret@10.0.0.5:554/main", "rtsp://me:***@10.0.0.5:554"),
-        ("rtsp://me:se@cr/et?@10.0.0.5/main", "rtsp://me:***@10.0.0.5"),
-        ("rtsp://me:secret@[::1]:554/main", "rtsp://me:***@[::1]:554"),
-        ("http://secret@10.0.0.5/", "http://***@10.0.0.5"),
-        ("http://10.0.0.5/video?user=me&pwd=secret", "http://10.0.0.5"),
-        ("rtsp://10.0.0.5:554/user=me&password=secret&channel=1", "rtsp://10.0.0.5:554"),
-        ("configs/RTSP:/me:secret@10.0.0.5/x", "configs/RTSP:/me:***@10.0.0.5"),
-        ("clips/me@home:1.avi", "clips/me@home:1.avi"),
-        ("0", "0"),
-    ],
-)
-def test_a_source_is_shown_without_its_secrets(source: str, shown: str) -> None:
-    assert _shown(source) == shown

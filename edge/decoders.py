@@ -1,0 +1,53 @@
+"""Which program decodes a camera: GStreamer of the system, with a Jetson's own decoder, or FFmpeg of OpenCV."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from edge import gstreamer, jetson
+from edge.config import Decoder
+from edge.errors import ConfigError
+from edge.live import Reader
+from edge.opencv import OpenCv
+
+logger = logging.getLogger(__name__)
+
+PACKAGES = (
+    "python3-gi gir1.2-gst-plugins-base-1.0 gstreamer1.0-plugins-good gstreamer1.0-plugins-bad gstreamer1.0-libav"
+)
+Call = Callable[[str, float], Reader]  # source, timeout in seconds
+
+
+class Decoders:
+    """Answers once per camera, and says so in the log."""
+
+    def __init__(self, wanted: Decoder, root: Path = Path("/")) -> None:
+        """root: where it is looked whether this is a Jetson."""
+        self._wanted, self._root = wanted, root
+        self._gstreamer: bool | None = None  # None: not looked for yet, as that takes a moment
+
+    def of(self, name: str, source: str) -> Call:
+        """How camera `name` is called. Raises ConfigError where GStreamer is asked for and not here."""
+        if not source.startswith(("rtsp://", "rtsps://")):
+            return OpenCv
+        if self._gstreamer is None:
+            self._gstreamer = self._wanted != "ffmpeg" and self._by_gstreamer()
+        about = gstreamer.about() if self._gstreamer else OpenCv.about
+        logger.info("camera %r: decoded by %s", name, about, extra={"camera": name})
+        return gstreamer.GStreamer if self._gstreamer else OpenCv
+
+    def _by_gstreamer(self) -> bool:
+        lacking = gstreamer.lacking()
+        if self._wanted == "gstreamer":
+            if lacking:
+                remedy = f"`sudo apt install {PACKAGES}`, and a virtual environment made with --system-site-packages"
+                raise ConfigError(f"runtime.decoder: gstreamer cannot be used here: {lacking}", remedy=remedy)
+            return True
+        if not lacking and gstreamer.on_chip():
+            return True
+        if jetson.l4t(self._root):
+            why = lacking or f"GStreamer has no {gstreamer.ON_CHIP[0]}"
+            logger.warning("rtsp:// cameras are decoded by the CPU, not by this Jetson's decoder: %s", why)
+        return False

@@ -1,0 +1,74 @@
+"""Live cameras through OpenCV: of the network by its FFmpeg, devices by the system's driver."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Generator
+from typing import cast
+
+import cv2
+
+from edge.errors import CaptureError
+from edge.knock import knock
+from edge.values import Image
+
+# By itself FFmpeg prints many lines, some with a camera's password in them; what matters is said here. Its level is
+# read when the first video is opened.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+
+SLICE = 0.5  # s; the longest that a thread waits without a sign of life where this file does the waiting
+# OpenCV opens one network camera after the other, whichever thread asks; who waits here can say that it is alive.
+_OPENING = threading.Lock()
+
+
+class OpenCv:
+    """Reads one camera; a Reader of edge/live.py."""
+
+    about = "FFmpeg, through OpenCV"
+
+    def __init__(self, source: str, timeout: float) -> None:
+        """timeout: seconds for each step: the first answer, the opening, a picture. A device's driver has its own."""
+        self._source, self._timeout = source, timeout
+        self._capture = cv2.VideoCapture()
+        self._opening = self._opened()
+
+    def grab(self) -> bool:
+        """True when a picture has come; False when it is still being opened.
+
+        Raises CaptureError where it cannot be opened, or no picture came in time.
+        """
+        for _ in self._opening:
+            return False
+        if not self._capture.grab():
+            raise CaptureError("broke off")
+        return True
+
+    def retrieve(self) -> Image | None:
+        """The picture that has come; None where it cannot be read."""
+        good, image = self._capture.retrieve()
+        return cast(Image, image) if good else None
+
+    def close(self) -> None:
+        """At once, but for the reading of a device."""
+        self._opening.close()
+        self._capture.release()
+
+    def _opened(self) -> Generator[None, None, None]:
+        """Open it, in steps of which each takes at most `timeout`, and the look-up of a name."""
+        if self._source.isdecimal():
+            self._capture.open(int(self._source))
+        else:
+            knock(self._source, self._timeout)  # or all other cameras would wait with this one
+            yield
+            while not _OPENING.acquire(timeout=SLICE):
+                yield
+            try:
+                limit = int(self._timeout * 1000)
+                limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, limit, cv2.CAP_PROP_READ_TIMEOUT_MSEC, limit]
+                self._capture.open(self._source, cv2.CAP_FFMPEG, limits)
+            finally:
+                _OPENING.release()
+        if not self._capture.isOpened():
+            raise CaptureError("cannot be opened")
+        yield
