@@ -17,7 +17,7 @@ from typing import TypeAlias
 import numpy as np
 
 from collector.people import MOST_LOOKS, Keys, Place, Sighting, file_name, place_of
-from collector.report import utc
+from collector.report import when
 from collector.sheet import cell, said
 from collector.stats import harmless
 from collector.store import Store
@@ -265,7 +265,7 @@ def _described(one: Sighting, folder: Path) -> str:
     track, looks = one.person.track, one.person.looks
     box = " ".join(f"{edge:.0f}" for edge in one.person.box)
     followed = "" if track is None else f", track {track}" + (f" of {looks} looks" if looks else "")
-    where = f"{harmless(f'{one.place.device}/{one.camera}')}, {utc(one.captured_at)}, box {box}{followed}"
+    where = f"{harmless(f'{one.place.device}/{one.camera}')}, {when(one.captured_at, one.clock)}, box {box}{followed}"
     if one.crop is None:
         return f"no picture: {where}"
     picture = folder / Path(one.place.image).name

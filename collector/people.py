@@ -64,11 +64,15 @@ class Encoder(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Sighting:
-    """A person in an event. captured_at: seconds since 1970, UTC. vector: (d,) float16, unit length. crop: a JPEG."""
+    """A person in an event. vector: (d,) float16, unit length. crop: a JPEG.
+
+    captured_at: seconds since 1970, UTC; clock: as in the event's header, whether that can be believed.
+    """
 
     place: Place
     camera: str
     captured_at: float
+    clock: str | None
     encoder: Encoder
     person: Person
     vector: Half
@@ -133,14 +137,16 @@ class People:
 
     def _sighting(self, where: str, *values: str | int) -> Sighting | None:
         row = self._db.execute(
-            f"SELECT device, epoch, seq, number, camera, captured_at, {_ENCODER}, embedding_dim, embedding, crop,"
-            f" {PERSON} FROM people JOIN events ON id = event LEFT JOIN tracks USING (event, number) WHERE {where}",
+            f"SELECT device, epoch, seq, number, camera, captured_at, clock, {_ENCODER}, embedding_dim, embedding,"
+            f" crop, {PERSON} FROM people JOIN events ON id = event LEFT JOIN tracks USING (event, number)"
+            f" WHERE {where}",
             values,
         ).fetchone()
         if row is None:
             return None
-        vector = np.frombuffer(row[8], "<f2").astype(np.float16)
-        return Sighting(Place(*row[:4]), row[4], row[5], Encoder(*row[6:8]), person_of(*row[10:]), vector, row[9])
+        vector = np.frombuffer(row[9], "<f2").astype(np.float16)
+        place, encoder, person = Place(*row[:4]), Encoder(*row[7:9]), person_of(*row[11:])
+        return Sighting(place, row[4], row[5], row[6], encoder, person, vector, row[10])
 
     def corrections(self) -> dict[Who, dict[str, str]]:
         """Person -> category -> what people said last."""

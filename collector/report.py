@@ -32,6 +32,11 @@ def utc(seconds: float) -> str:
         return ""
 
 
+def when(captured_at: float, clock: str | None) -> str:
+    """A time as `utc` has it, with a warning where the box's clock was not set."""
+    return utc(captured_at) + (" (clock not set)" if clock else "")
+
+
 def report_gaps(gaps: Iterable[Gap], as_json: bool) -> None:
     """Each gap, and how many they are."""
     if as_json:

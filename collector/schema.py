@@ -87,6 +87,10 @@ STEPS: tuple[tuple[str, ...], ...] = (
             DELETE FROM labels WHERE event = old.event AND number = old.number;
         END""",
     ),
+    (
+        # clock: "unsynchronised" where the box's clock was not set when it saw this, or NULL.
+        "ALTER TABLE events ADD COLUMN clock TEXT",
+    ),
 )
 SCHEMA_VERSION = len(STEPS)
 

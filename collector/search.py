@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from collector.people import Keys, Sighting
-from collector.report import utc
+from collector.report import when
 from collector.stats import harmless
 from collector.store import Store
 from edge.bank import PromptBank
@@ -199,7 +199,9 @@ def report_asked(asked: Asked, as_json: bool) -> None:
                 one = example.sighting
                 box = " ".join(f"{edge:.0f}" for edge in one.person.box)
                 where = harmless(f"{one.place.device}/{one.camera}")
-                click.echo(f"      {100 * example.probability:3.0f} %  {where}  {utc(one.captured_at)}  box {box}")
+                click.echo(
+                    f"      {100 * example.probability:3.0f} %  {where}  {when(one.captured_at, one.clock)}  box {box}"
+                )
 
 
 def _as_json(asked: Asked) -> dict[str, object]:
@@ -225,6 +227,7 @@ def _as_json(asked: Asked) -> dict[str, object]:
                                 **example.sighting.place._asdict(),
                                 "camera": example.sighting.camera,
                                 "captured_at": example.sighting.captured_at,
+                                "clock": example.sighting.clock,
                                 "box": example.sighting.person.box,
                                 "track": example.sighting.person.track,
                                 "probability": example.probability,

@@ -12,13 +12,16 @@ from edge.events import Answer
 
 COLUMNS = (
     "device", "epoch", "seq", "camera", "frame", "captured_at", "captured_utc", "x1", "y1", "x2", "y2", "score",
-    "track",
+    "track", "clock",
 )  # fmt: skip
 FORMULA = tuple("=+-@＝＋－＠")  # what a cell that is run begins with; the wide ones count in East Asian locales
 
 
 def write_csv(store: Store, file: IO[str]) -> None:
-    """Box in px; captured_at in seconds since 1970; per category the answer as `said` and its probability."""
+    """Box in px; captured_at in seconds since 1970; per category the answer as `said` and its probability.
+
+    clock: "unsynchronised" where the time is that of a box whose clock was not set.
+    """
     categories = store.categories()
     rows = csv.writer(file, lineterminator="\n")
     rows.writerow([*COLUMNS, *(cell(text) for name in categories for text in (name, f"{name} probability"))])
@@ -30,7 +33,7 @@ def write_csv(store: Store, file: IO[str]) -> None:
             for name in categories:
                 answers += (said(given[name]), given[name].top[0].probability) if name in given else ("", "")
             times, track = (header.captured_at, utc(header.captured_at)), "" if person.track is None else person.track
-            rows.writerow([*names, *times, *person.box, person.score, track, *answers])
+            rows.writerow([*names, *times, *person.box, person.score, track, header.clock or "", *answers])
 
 
 def said(answer: Answer) -> str:

@@ -45,6 +45,7 @@ _FIELDS = (
     "camera",
     "frame",
     "captured_at",
+    "clock",
     "bundle",
     "bank",
     "encoder",

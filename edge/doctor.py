@@ -5,7 +5,6 @@ A probe that fails is a finding too, and what cannot be told is "unknown". Those
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import platform
@@ -17,7 +16,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from edge import jetson, probes
-from edge.bundle import DETECTOR, IMAGE, Bundle, open_bundle
+from edge.bundle import Bundle, open_bundle
+from edge.clock import kernel_clock
 from edge.config import CameraConfig, EdgeConfig
 from edge.errors import BackendError, BundleError, LookoutError
 from edge.jetson import version
@@ -60,15 +60,6 @@ def look() -> Seen:
     except Exception as error:
         facts["refused"] = _in_words(error)
     return Seen(**facts)  # type: ignore[arg-type]
-
-
-def kernel_clock() -> bool | None:
-    """Whether the kernel holds its clock to be synchronised (adjtimex(2)); None where it does not say."""
-    try:
-        answer = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(512))  # zeros: modes 0 changes nothing
-    except (OSError, AttributeError):
-        return None
-    return None if answer < 0 else answer != 5  # TIME_ERROR
 
 
 def _kept_apart(environment: Path) -> bool:
@@ -126,7 +117,7 @@ def engines(bundle: Bundle, seen: Seen, backend: Backend) -> list[Finding]:
         why = seen.refused or "TensorRT and a GPU are needed for them, see above"
         return [Finding("engines", value, "bad", why)]
     found = []
-    for network in (DETECTOR, IMAGE):
+    for network in bundle.manifest.networks:
         try:
             name, facts = bundle.engine_for(network, seen.here)
         except BundleError as error:

@@ -23,6 +23,7 @@ Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 MAX_HEADER = 4 << 20  # bytes; two hundred people with 13 categories are about 200 kB
 MAX_CROP = 16 << 20  # bytes
+MAX_NOTICES, MAX_NOTICE = 20, 500  # of an event, and characters of one
 
 
 class _Record(BaseModel):
@@ -82,6 +83,9 @@ class Header(_Record):
     camera: str = Field(min_length=1, max_length=200)
     frame: int = Field(ge=0, lt=2**63, description="the camera's frame number, from 0")
     captured_at: float = Field(description="seconds since 1970, UTC")
+    clock: Literal["unsynchronised"] | None = Field(
+        default=None, description="unsynchronised: the box's clock was not set by then, its times may be wrong"
+    )
     frame_size: tuple[Pixels, Pixels] = Field(description="width, height in px")
     bundle: str = Field(description="sha256 of the bundle's manifest")
     bank: str = Field(description="sha256 of the prompt bank")
@@ -92,8 +96,8 @@ class Header(_Record):
     people: tuple[Person, ...] = Field(description="n people, best score first")
     skipped: Count = Field(default=0, description="people found but not described: too small, or too many at once")
     ended: tuple[Ended, ...] = Field(default=(), description="tracks that ended since the event before")
-    notices: tuple[Annotated[str, Field(max_length=500)], ...] = Field(
-        default=(), max_length=20, description="what the box has to say of itself since its last event"
+    notices: tuple[Annotated[str, Field(max_length=MAX_NOTICE)], ...] = Field(
+        default=(), max_length=MAX_NOTICES, description="what the box has to say of itself since its last event"
     )
 
 

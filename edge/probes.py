@@ -8,6 +8,7 @@ from typing import Literal
 
 from edge import jetson
 from edge.bundle import Platform
+from edge.clock import judged
 from edge.jetson import version
 
 State = Literal["good", "note", "warning", "bad"]
@@ -164,10 +165,11 @@ def memory(root: Path) -> Finding:
 
 
 def clock(root: Path, seen: Seen) -> Finding:
-    if seen.synchronised or (root / "run/systemd/timesync/synchronized").exists():
-        return Finding("clock", "synchronised")
-    if seen.synchronised is None:
+    right = judged(root, seen.synchronised)
+    if right is None:
         return Finding("clock", UNKNOWN, "note")
+    if right:
+        return Finding("clock", "synchronised")
     say = "events carry the time of their frame: `sudo timedatectl set-ntp true`, or whatever sets the time here"
     return Finding("clock", "not synchronised", "warning", say)
 

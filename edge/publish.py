@@ -19,7 +19,7 @@ from edge.events import Event, Stamp
 from edge.failpoints import failpoint
 from edge.link import Delivery, Link, Source
 from edge.protocol import MAX_CONTROL, Hello, encode
-from edge.spool import Spool
+from edge.spool import Spool, SpoolHealth
 
 ENDS = {  # of a connection, as libzmq tells them, in words
     zmq.Event.CLOSED: "nobody listens there",
@@ -160,6 +160,8 @@ class Publisher:
         self._closing = threading.Event()
         self._give_up_at = 0.0  # monotonic, once closing
         self._fault: BaseException | None = None
+        self._looking = threading.Lock()
+        self._left: SpoolHealth | None = None  # how the spool was when this closed
         self._thread = threading.Thread(target=self._deliver, name="publish", daemon=True)
         self._thread.start()
 
@@ -168,12 +170,23 @@ class Publisher:
         """What became of the events so far."""
         return self._sender.link.delivery
 
+    @property
+    def health(self) -> SpoolHealth:
+        """How the spool is, or was when this was closed; for any thread."""
+        with self._looking:
+            return self._left or self._spool.health
+
     def send(self, build: Callable[[Stamp], Event]) -> None:
         """Keep the event that `build` makes of its number, and have it delivered."""
         if self._fault is not None:
             raise self._fault
+        failpoint("box.publish")
         self._spool.append(build)
         self._sender.wake()
+
+    def say(self, text: str) -> None:
+        """Have the next event carry this notice; from any thread."""
+        self._spool.say(text)
 
     def _deliver(self) -> None:
         try:
@@ -193,11 +206,12 @@ class Publisher:
             self._sender.wake()
         self._thread.join()
         self._sender.close()
-        self._health = self._spool.health
+        with self._looking:
+            self._left = self._spool.health
 
     def summary(self) -> list[str]:
         """What became of the events, for the end of a run; after `close`."""
-        done, spool = self.delivery, self._health
+        done, spool = self.delivery, self.health
         lines = [f"{done.delivered} events delivered, {spool.waiting} wait in the spool for the next run"]
         if spool.in_memory:
             lines.append(f"the spool is in memory, as the disk refuses: {spool.trouble}")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import secrets
+import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 
@@ -12,7 +14,7 @@ import zmq
 
 from edge.config import PublishConfig
 from edge.errors import ConfigError
-from edge.events import Event, Stamp, encode
+from edge.events import MAX_NOTICE, MAX_NOTICES, Event, Stamp, encode
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +31,8 @@ class Pusher:
         self._epoch, self._seq = secrets.randbits(62), 0
         self._address, self._linger = config.address, config.linger_ms
         self._full = False
+        self._notices: deque[str] = deque(maxlen=MAX_NOTICES)
+        self._lock = threading.Lock()
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.PUSH)
         self._socket.set_hwm(config.queue)
@@ -41,17 +45,24 @@ class Pusher:
 
     def send(self, build: Callable[[Stamp], Event]) -> None:
         """Queue the event that `build` makes of its number, or drop it at once when the queue is full."""
-        event = build(Stamp(self._epoch, self._seq))
-        self._seq += 1
-        try:
-            self._socket.send_multipart(encode(event), zmq.NOBLOCK)
-            self.queued += 1
-            self._full = False
-        except zmq.Again:
-            self.dropped += 1
-            if not self._full:  # said once each time it fills up
-                log.warning("%s: the queue is full: events are dropped until somebody takes some", self._address)
-            self._full = True
+        with self._lock:
+            event = build(Stamp(self._epoch, self._seq, tuple(self._notices)))
+            self._seq += 1
+            try:
+                self._socket.send_multipart(encode(event), zmq.NOBLOCK)
+                self.queued += 1
+                self._full = False
+                self._notices.clear()
+            except zmq.Again:
+                self.dropped += 1
+                if not self._full:  # said once each time it fills up
+                    log.warning("%s: the queue is full: events are dropped until somebody takes some", self._address)
+                self._full = True
+
+    def say(self, text: str) -> None:
+        """Have the next event that is queued carry this notice; from any thread."""
+        with self._lock:
+            self._notices.append(text[:MAX_NOTICE])
 
     def close(self) -> None:
         """Wait at most `linger_ms` for the queue to empty, then let go; what is left in it then is lost."""

@@ -30,6 +30,7 @@ from edge.aside import (
 )
 from edge.config import SpoolConfig
 from edge.errors import ConfigError
+from edge.events import MAX_NOTICE, MAX_NOTICES
 from edge.journal import WAL_BYTES, Journal, checkpoint, sync
 from edge.leaves import LOST, readable
 from edge.records import DamagedError, DiskRefusedError
@@ -38,7 +39,6 @@ MEMORY_BYTES = 32 << 20  # what is kept while the disk refuses
 RETRY = 30.0  # s until damaged files are read again that could not be, for lack of room mostly
 CHUNK = 500  # entries that are copied at a time
 AT_ONCE = 1 << 18  # bytes of memory that are
-MAX_NOTICES = 20  # that wait for an event
 
 log = logging.getLogger(__name__)
 
@@ -211,7 +211,7 @@ class Shelf:
 
     def _notice(self, text: str) -> None:
         log.warning("spool %s: %s", self._path, text)
-        self.notices.append(f"spool {self._path.name}: {text}"[:500])
+        self.notices.append(f"spool {self._path.name}: {text}"[:MAX_NOTICE])
 
     # --- for the thread behind ----------------------------------------------------------------------------------------
 

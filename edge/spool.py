@@ -8,15 +8,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
+from typing import TypeVar
 
 from edge.config import SpoolConfig
-from edge.events import Event, Stamp, encode
+from edge.events import MAX_NOTICE, Event, Stamp, encode
 from edge.failpoints import failpoint
 from edge.journal import Journal
 from edge.link import Stream
 from edge.protocol import Data, Gone
 from edge.records import DamagedError, DiskRefusedError
 from edge.shelf import CHUNK, MEMORY_BYTES, Shelf, words
+
+Answer = TypeVar("Answer")
 
 TICK = 1.0  # s between two looks of the thread behind
 
@@ -32,6 +35,7 @@ class SpoolHealth:
     size: int  # bytes of disk in use
     dropped: int  # events, since the start
     trouble: str  # the disk's last words, while it refuses
+    oldest_s: float | None  # of this spool's running time, since the oldest entry came; None: nothing waits
 
 
 class Spool:
@@ -62,6 +66,11 @@ class Spool:
                 self._written(build)
             failpoint("box.after-append")
             self._enforce_bounds()
+
+    def say(self, text: str) -> None:
+        """Have the next event carry this notice; of many that wait for one, the oldest leave."""
+        with self._lock:
+            self._shelf.notices.append(text[:MAX_NOTICE])
 
     def _written(self, build: Callable[[Stamp], Event]) -> bool:
         live = self._shelf.live
@@ -134,7 +143,7 @@ class Spool:
     def _size(self) -> int:
         return sum(self._of_each(lambda journal: journal.size() if journal.path else 0))
 
-    def _of_each(self, ask: Callable[[Journal], int]) -> list[int]:
+    def _of_each(self, ask: Callable[[Journal], Answer]) -> list[Answer]:
         answers = []
         for journal in self._shelf.journals():
             with self._shelf.mended(journal):
@@ -146,7 +155,9 @@ class Spool:
         """How it is."""
         with self._lock:
             waiting, size = self.waiting(), self._size()
-            return SpoolHealth(self._shelf.in_memory, waiting, size, self._dropped, self._shelf.trouble)
+            queued = next((at for at in self._of_each(Journal.oldest) if at is not None), None)
+            oldest = None if queued is None else max(self._now() - queued, 0.0)
+            return SpoolHealth(self._shelf.in_memory, waiting, size, self._dropped, self._shelf.trouble, oldest)
 
     def _keep_house(self) -> None:
         """What the camera loop must not wait for."""

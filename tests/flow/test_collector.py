@@ -994,7 +994,7 @@ def test_csv_is_a_row_per_person(full):
     assert rows[0] == {
         "device": "box", "epoch": "7", "seq": "1", "camera": "door", "frame": "1",
         "captured_at": "1700000001.0", "captured_utc": "2023-11-14T22:13:21.000+00:00",
-        "x1": "1.5", "y1": "2.0", "x2": "30.0", "y2": "40.25", "score": "0.5", "track": "",
+        "x1": "1.5", "y1": "2.0", "x2": "30.0", "y2": "40.25", "score": "0.5", "track": "", "clock": "",
         "sex": "woman", "sex probability": "0.875", "top colour": "red", "top colour probability": "0.875",
         "bag": "", "bag probability": "",
     }  # fmt: skip

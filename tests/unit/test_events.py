@@ -52,6 +52,7 @@ def events(draw):
         camera=draw(names),
         frame=draw(st.integers(0, 2**63 - 1)),
         captured_at=draw(finite),
+        clock=draw(st.sampled_from([None, "unsynchronised"])),
         frame_size=draw(st.tuples(st.integers(1, 10_000), st.integers(1, 10_000))),
         bundle=draw(st.text(max_size=64)),
         bank=draw(st.text(max_size=64)),

@@ -23,6 +23,7 @@ def event(stamp: Stamp) -> Event:
     header = Header(
         device="box", epoch=stamp.epoch, seq=stamp.seq, camera="door", frame=stamp.seq, captured_at=0.5,
         frame_size=(8, 6), bundle=sha256(b"bundle"), bank=sha256(b"bank"), embedding_dim=4, people=(),
+        notices=stamp.notices,
     )  # fmt: skip
     return Event(header, np.zeros((0, 4), np.float16), ())
 
@@ -94,6 +95,30 @@ def test_what_was_queued_arrives_when_the_collector_comes_and_what_was_dropped_d
             pusher.send(event)
         assert received(collector, 1) == [last], "those before were dropped"
         assert pusher.dropped == last - 3
+
+
+def test_a_notice_leaves_with_the_next_event_that_is_queued(
+    tmp_path: Path, collector: zmq.Socket[bytes], deadline: Deadline
+) -> None:
+    config = PublishConfig(address=f"ipc://{tmp_path}/c", queue=1)
+    with deadline("saying", 20), Pusher(config) as pusher:
+        for i in range(25):
+            pusher.say(f"{i} " + "x" * 600)
+        pusher.send(event)
+        pusher.say("hot")
+        pusher.send(event)  # the queue is full
+        assert pusher.dropped == 1
+        collector.bind(config.address)
+        told = decode(collector.recv_multipart()).header.notices
+        assert [int(one.split()[0]) for one in told] == list(range(5, 25)), "the newest twenty"
+        assert {len(one) for one in told} == {500}
+        while pusher.queued < 2:  # ZeroMQ learns a moment later that there is room again
+            pusher.send(event)
+        assert decode(collector.recv_multipart()).header.notices == ("hot",), "what was dropped said it to nobody"
+        queued = pusher.queued
+        while pusher.queued == queued:
+            pusher.send(event)
+        assert decode(collector.recv_multipart()).header.notices == (), "once"
 
 
 def test_the_end_of_the_run_waits_for_the_queue_to_empty(

@@ -147,6 +147,15 @@ def told(asked: Asked, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     return answer
 
 
+def test_a_time_that_cannot_be_believed_is_marked(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    one = seen(0, person(), bundle=SEAL, dim=DIM)
+    add(store, Event(one.header.model_copy(update={"clock": "unsynchronised"}), one.embeddings, one.crops))
+    asked = ask_store(store, bundle(replace(HAT, threshold=0.0)), None, ())
+    report_asked(asked, as_json=False)
+    assert "2023-11-14T22:13:20.000+00:00 (clock not set)  box" in capsys.readouterr().out
+    assert '"clock": "unsynchronised"' in json.dumps(told(asked, capsys))
+
+
 def test_it_is_told_to_people_and_to_programs(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     add(store, seen(0, person(track=3), bundle=SEAL, dim=DIM, camera="d\x1b[2J"), seen(1, person(), dim=DIM))
     sure = replace(HAT, threshold=0.0)
@@ -171,7 +180,7 @@ def test_it_is_told_to_people_and_to_programs(store: Store, capsys: pytest.Captu
     (option,) = (option for option in hat["options"] if option["people"])
     assert option["share"] == 1
     assert option["examples"][0] == {
-        "device": "box", "epoch": 7, "seq": 0, "number": 0, "camera": "d\x1b[2J", "captured_at": 1.7e9,
+        "device": "box", "epoch": 7, "seq": 0, "number": 0, "camera": "d\x1b[2J", "captured_at": 1.7e9, "clock": None,
         "box": [1, 2.4, 30, 40], "track": 3, "probability": option["probability"],
     }  # fmt: skip
 

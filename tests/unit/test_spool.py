@@ -286,6 +286,34 @@ def test_one_thread_appends_and_one_delivers_over_a_reopening(path: Path) -> Non
     assert list(out.values()) == list(range(events))
 
 
+def test_a_notice_leaves_with_the_next_event(path: Path) -> None:
+    with opened(path) as spool:
+        for i in range(25):
+            spool.say(f"{i} " + "x" * 600)
+        told = append(spool, 0).notices
+        assert [int(one.split()[0]) for one in told] == list(range(5, 25)), "the newest twenty"
+        assert {len(one) for one in told} == {500}
+        assert append(spool, 1).notices == (), "once"
+
+
+def test_notices_may_come_from_any_thread(path: Path) -> None:
+    said = [[f"{thread}-{number}" for number in range(200)] for thread in range(4)]
+    heard: list[str] = []
+    with opened(path) as spool:
+        threads = [threading.Thread(target=lambda own=own: [spool.say(text) for text in own]) for own in said]
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            heard += append(spool, 0).notices
+        heard += append(spool, 0).notices
+        for thread in threads:
+            thread.join()
+        heard += append(spool, 0).notices
+    assert len(heard) == len(set(heard)) > 0, "none twice"
+    for own in said:
+        assert [text for text in own if text in heard] == [text for text in heard if text in own], "in order"
+
+
 # --- paths that cannot be ---------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import resource
@@ -18,7 +20,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from collector.people import LAST
 from collector.schema import SCHEMA_VERSION
+from collector.sheet import write_csv
 from collector.sinks import Item, Kept, Outcome, Poison, Sink
 from collector.store import CONFLICT, QUARANTINE, QUARANTINE_BYTES, RETENTION, DeviceStats, Gap, Store
 from edge.errors import ConfigError, StoreError
@@ -67,6 +71,24 @@ SCHEMA_2 = (
         UNIQUE (device, epoch, seq, digest)
     )""",
     "PRAGMA user_version = 2",
+)
+# and of version 0.3
+SCHEMA_3 = (
+    "ALTER TABLE events ADD COLUMN ended TEXT",
+    "ALTER TABLE events ADD COLUMN encoder TEXT",
+    """CREATE TABLE tracks (
+        event INTEGER NOT NULL, number INTEGER NOT NULL, track INTEGER, looks INTEGER,
+        PRIMARY KEY (event, number)
+    ) WITHOUT ROWID""",
+    """CREATE TABLE labels (
+        event INTEGER NOT NULL, number INTEGER NOT NULL, category TEXT NOT NULL, option TEXT NOT NULL,
+        labelled_at REAL NOT NULL, PRIMARY KEY (event, number, category)
+    ) WITHOUT ROWID""",
+    """CREATE TRIGGER person_left AFTER DELETE ON people BEGIN
+        DELETE FROM tracks WHERE event = old.event AND number = old.number;
+        DELETE FROM labels WHERE event = old.event AND number = old.number;
+    END""",
+    "PRAGMA user_version = 3",
 )
 
 
@@ -771,7 +793,7 @@ def test_a_store_of_schema_1_keeps_its_data(path, tmp_path, create, caplog):
     assert schema_of(path) == schema_of(tmp_path / "new.db")
     with Store(path) as store:  # and is opened as any other from now on
         assert len(contents(store)) == 6
-    assert [record.message for record in caplog.records] == [f"store {path}: schema 1 becomes 3; all it holds is kept"]
+    assert [record.message for record in caplog.records] == [f"store {path}: schema 1 becomes 4; all it holds is kept"]
 
 
 def schema_of(path: Path) -> list[str]:
@@ -802,7 +824,41 @@ def test_a_store_of_schema_2_keeps_its_data(path, tmp_path, create, caplog):
     with Store(tmp_path / "new.db", create=True):
         pass
     assert schema_of(path) == schema_of(tmp_path / "new.db")
-    assert [record.message for record in caplog.records] == [f"store {path}: schema 2 becomes 3; all it holds is kept"]
+    assert [record.message for record in caplog.records] == [f"store {path}: schema 2 becomes 4; all it holds is kept"]
+
+
+def test_a_store_of_schema_3_keeps_its_data(path, tmp_path):
+    old = [event(0, people=2), event(0, device="x")]
+    make_schema_2(path, *old)
+    with closing(sqlite3.connect(path, isolation_level=None)) as database:
+        for statement in SCHEMA_3:
+            database.execute(statement)
+        database.execute("INSERT INTO tracks VALUES (1, 0, 5, 2)")
+    with Store(path) as store:
+        assert [one.clock for one in store.headers()] == [None, None]
+        assert [person.track for person in next(store.headers()).people] == [5, None]
+        unset = unsynchronised(5)
+        assert store.add([item(old[1]), item(unset), item(unset)], received_at=4.0) == [DUPLICATE, NEW, DUPLICATE]
+        assert content(unset) == contents(store)[-1]
+    with Store(tmp_path / "new.db", create=True):
+        pass
+    assert schema_of(path) == schema_of(tmp_path / "new.db")
+
+
+def unsynchronised(seq: int) -> Event:
+    one = event(seq)
+    return Event(one.header.model_copy(update={"clock": "unsynchronised"}), one.embeddings, one.crops)
+
+
+def test_an_event_of_a_clock_that_was_not_set_says_so(store):
+    store.add([item(unsynchronised(0)), *items(1)], received_at=1.0)
+    assert [one.clock for one in store.headers()] == ["unsynchronised", None]
+    with store.snapshot():
+        seen = [store.people.sighting(key) for key in store.people.each(LAST)]
+    assert [one.clock for one in seen if one] == [None, "unsynchronised"]
+    table = io.StringIO()
+    write_csv(store, table)
+    assert [row["clock"] for row in csv.DictReader(io.StringIO(table.getvalue()))] == ["unsynchronised", ""]
 
 
 def test_a_migration_that_fails_leaves_the_old_store(path):
@@ -853,7 +909,7 @@ def read_only(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("journal", "says"),
     [
-        ("DELETE", "expected schema 3, got 1; open it, or a copy of it, once where"),
+        ("DELETE", "expected schema 4, got 1; open it, or a copy of it, once where"),
         ("WAL", "expected a file in a folder that can be written, .*; copy it to one"),
     ],
 )
@@ -875,7 +931,7 @@ def test_an_older_store_that_another_user_has_open_is_one_error_with_its_remedy(
         with closing(sqlite3.connect(path, isolation_level=None)) as owner:
             insert_as_schema_1(owner, event(0))
             read_only(folder)
-            with pytest.raises(ConfigError, match="expected schema 3, got 1; open it, or a copy of it, once where"):
+            with pytest.raises(ConfigError, match="expected schema 4, got 1; open it, or a copy of it, once where"):
                 Store(path)
             assert rows(path, "PRAGMA user_version") == [(1,)]
 
@@ -929,7 +985,7 @@ def make_nothing(path):
         (make_text, False, "not a database"),
         (make_foreign, True, "another program's"),
         (make_foreign, False, "another program's"),
-        (make_newer, True, "newer lookout: expected schema 3, got 4; update"),
+        (make_newer, True, "newer lookout: expected schema 4, got 5; update"),
         (make_newer, False, "newer lookout"),
         (make_nothing, False, "expected an existing file"),
         (lambda path: path.touch(), False, "empty file"),

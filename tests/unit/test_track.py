@@ -273,6 +273,17 @@ def test_a_clock_that_jumps_forth_and_back_teaches_no_step() -> None:
     assert (back.ids.tolist(), back.ended) == ([2], ())
 
 
+def test_a_clock_that_is_set_after_the_start_ends_the_tracks_and_people_are_followed_on() -> None:
+    """By decades: a board without a battery begins in 1970, until the network tells it the time."""
+    one, now = tracker(), 1.8e9
+    walk(one, steps(0, 20))
+    answers = [one.update(people([box(100 + SPEED * seconds)]), now + seconds) for seconds in steps(20, 40)]
+    assert ids(answers) == [[2]] * 20
+    assert answers[0].ended == (Ended(1, 20, 0.0, pytest.approx(1.9)),)
+    (left,) = one.finish()
+    assert (left.first_seen, left.last_seen) == (now + 2, pytest.approx(now + 3.9))
+
+
 def test_a_pause_is_the_end_of_what_was_before_it() -> None:
     one = tracker()
     walk(one, steps(0, 10), speed=0)
