@@ -1,56 +1,41 @@
-"""The command line of the box, and the only place that wires its parts together."""
+"""The command line of the box."""
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shlex
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import click
 import cv2
 import numpy as np
 
-from edge import notify
 from edge.activate import CONFIG, Box, systemd
 from edge.activate import activate as activate_release
 from edge.activate import rollback as roll_back
-from edge.backend import Session, Sessions, open_sessions
-from edge.bank import Look
-from edge.bundle import DETECTOR, GOLDEN, IMAGE, SMALLER, Bundle, DetectorFacts, Network, open_bundle
-from edge.capture import Cameras, CameraState
-from edge.clock import synchronised
+from edge.backend import open_sessions
+from edge.bundle import open_bundle
+from edge.capture import Cameras
 from edge.commands import Commands
-from edge.config import DescribeConfig, EdgeConfig, MatchConfig, RuntimeConfig, TrackConfig, read_edge_config
-from edge.describe import Described, Describer
-from edge.detect import Detector
+from edge.config import DescribeConfig, MatchConfig, RuntimeConfig, TrackConfig, read_edge_config
+from edge.describe import Described
 from edge.doctor import examine, exit_code, show, to_json
 from edge.draw import draw
-from edge.encode import Encoder
 from edge.errors import CaptureError, ConfigError
 from edge.events import Header
-from edge.golden import Golden
-from edge.health import Health
 from edge.images import image_files, read_image
 from edge.imaging import cut
 from edge.journald import configure_logging
-from edge.keys import KeyPair, new_key, publish_keys, secure_client
-from edge.metrics import Counts, Serving, Tally, Vitals
-from edge.pipeline import Reporter
-from edge.pipeline import run as loop
-from edge.publish import Publisher
-from edge.push import Pusher
+from edge.keys import new_key, publish_keys
 from edge.releases import HOME, Releases
-from edge.spool import Spool
+from edge.serve import Served, check_sensitive, describing, serve, tested
 from edge.values import Frame, Image
-from edge.watchdog import Watchdog
+from edge.zones import Polygon
 
 _PATH = click.Path(path_type=Path)
 
@@ -75,42 +60,14 @@ def main() -> None:
 @click.option("--draw", "picture", type=_PATH, callback=_picture, help="Save a picture of the fullest frame here.")
 def run(config: Path, max_frames: int | None, picture: Path | None) -> None:
     """Describe the people before the cameras and publish them, until every file has ended or a signal comes."""
-    chosen = read_edge_config(config)
-    bundle = open_bundle(chosen.bundle)
-    _check_sensitive(f"{config}: match.sensitive", chosen.match.sensitive, bundle)
-    stop = _stopped_by_signals()
-    vitals = Vitals(chosen.device, bundle, [camera.name for camera in chosen.camera], stop)
-    seen = _Seen(vitals.counts, keep=picture is not None)
-    facts = bundle.manifest
-    top_k, crops = chosen.match.top_k, chosen.publish.crops
-    reporter = Reporter(chosen.device, facts.seal(), facts.files[IMAGE], top_k, crops, synchronised)
-    keys = publish_keys(chosen.publish)
-    apart = [camera.name for camera in chosen.camera if Path(camera.source).is_dir()]
-    with (
-        Health(chosen.health.address, vitals),
-        _describer(bundle, chosen, chosen.runtime, apart) as describer,
-        _outlet(chosen, keys) as outlet,
-        Cameras(chosen.camera) as cameras,
-        Watchdog(lambda: cameras.states) as watchdog,
-    ):
-        on = describer.about
-        logging.info("%s: %d camera(s), bundle %s, %s", chosen.device, len(chosen.camera), chosen.bundle, on)
-        start = time.monotonic()
-        describer.timings.measured = vitals.measured
-        vitals.serving = Serving(describer, outlet, lambda: cameras.states, watchdog.trouble)
-        notify.ready()
-        loop(cameras, describer, reporter, outlet.send, stop, seen, max_frames, watchdog.beat)
-        stop.set()
-        notify.stopping()
-        seconds = time.monotonic() - start
-    _print_summary(vitals.counts.total, describer, cameras.states, seconds)
-    for line in outlet.summary():
-        click.echo(line)
-    if picture is not None and seen.crowded is not None:
-        _save(picture, _drawn(seen.crowded))
+    crowd = _Crowd()
+    served = serve(config, *_signals(), on_described=crowd if picture is not None else None, max_frames=max_frames)
+    _print_summary(served)
+    if picture is not None and crowd.fullest is not None:
+        _save(picture, _drawn(crowd.fullest, served.zones))
         click.echo(f"picture: {picture}")
-    if cameras.failures:
-        raise cameras.failures[0]
+    if served.failures:
+        raise served.failures[0]
 
 
 @main.command()
@@ -137,10 +94,10 @@ def describe(
     if picture is not None and picture.exists() and any(file.exists() and picture.samefile(file) for file in files):
         raise ConfigError(f"--draw: {picture} is one of the images to describe", remedy="name another file")
     opened = open_bundle(bundle)
-    _check_sensitive("--sensitive", sensitive, opened)
+    check_sensitive("--sensitive", sensitive, opened)
     unreadable: list[CaptureError] = []
     each_for_itself = DescribeConfig(track=TrackConfig(enabled=False), match=MatchConfig(sensitive=tuple(sensitive)))
-    with _describer(opened, each_for_itself, RuntimeConfig()) as describer:
+    with describing(opened, each_for_itself, RuntimeConfig()) as describer:
         for number, file in enumerate(files, 1):
             try:
                 image = read_image(file)
@@ -172,7 +129,7 @@ def check(config: Path, other: Path | None) -> None:
             bundle.engines_of(network)
     Cameras(chosen.camera).close()  # files and folders are looked at, live cameras are not called
     categories = bundle.bank.permitted(chosen.match.sensitive).categories
-    _check_sensitive(f"{config}: match.sensitive", chosen.match.sensitive, bundle)
+    check_sensitive(f"{config}: match.sensitive", chosen.match.sensitive, bundle)
     click.echo(f"{config}: good: {len(chosen.camera)} camera(s), bundle {bundle.manifest.name}")
     learned = "".join(f", {fit.how} on {fit.people} people of {fit.labels}" for fit in bundle.bank.fits)
     sizes = [f"{one.width} x {one.height} px" for one in (bundle.manifest.detector, bundle.manifest.smaller) if one]
@@ -187,7 +144,7 @@ def selftest(bundle: Path) -> None:
     """Run the bundle's golden inputs on this machine and compare: what a box does before it serves."""
     opened = open_bundle(bundle)
     with open_sessions(opened) as sessions:
-        for line in _tested(opened, sessions):
+        for line in tested(opened, sessions):
             click.echo(line)
 
 
@@ -267,105 +224,47 @@ def _box(home: Path, config: Path) -> Box:
     return Box(Releases(home), config, systemd(), say)
 
 
-def _check_sensitive(where: str, names: Sequence[str], bundle: Bundle) -> None:
-    """Raises ConfigError for a name that is no category: a slip there would silently answer less."""
-    known = [category.name for category in bundle.bank.categories]
-    for name in names:
-        if name not in known:
-            raise ConfigError(f"{where}: the bundle has no category {name!r}", expected=" or ".join(map(repr, known)))
-
-
-@contextmanager
-def _describer(
-    bundle: Bundle, config: DescribeConfig, runtime: RuntimeConfig, apart: Sequence[str] = ()
-) -> Iterator[Describer]:
-    """Everything between capture and publish, after the self-test: a box that fails it does not serve."""
-    with open_sessions(bundle, runtime.backend, threads=runtime.threads) as sessions:
-        _tested(bundle, sessions)
-        facts, low = bundle.manifest, config.track.low if config.track.enabled else None
-        finder = Detector(sessions.detector, facts.detector, config.detect, low, sessions.imaging)
-        smaller = None
-        if sessions.smaller is not None and facts.smaller is not None:
-            smaller = Detector(sessions.smaller, facts.smaller, config.detect, low, sessions.imaging)
-        encoder = Encoder(sessions.encoder, facts.encoder)
-        describer = Describer(bundle, finder, encoder, config, apart, sessions.imaging, smaller=smaller)
-        describer.engines = sessions.engines
-        yield describer
-
-
-@contextmanager
-def _outlet(config: EdgeConfig, keys: tuple[KeyPair, str] | None) -> Iterator[Publisher | Pusher]:
-    """Where events go."""
-    if config.publish.transport == "push":
-        with Pusher(config.publish) as pusher:
-            yield pusher
-        return
-    secure = None if keys is None else partial(secure_client, key=keys[0], collector_key=keys[1])
-    with Spool(config.spool) as spool, Publisher(config.publish, config.device, spool, secure) as publisher:
-        yield publisher
-
-
-def _tested(bundle: Bundle, sessions: Sessions) -> list[str]:
-    """What the golden inputs gave, one line each. Raises BundleError where they gave something else."""
-    golden, facts = Golden.read(bundle.file(GOLDEN)), bundle.manifest
-    encoder, imaging = sessions.encoder, sessions.imaging
-
-    def looked(network: Network, detector: Session, own: DetectorFacts) -> str:
-        # by way of what makes their pictures on this machine: a golden picture fits as it is, and comes out the same
-        frames = [Frame("golden", i, 0.0, image) for i, image in enumerate(golden.answers(network).frames)]
-        said = golden.check_detector(detector, network, imaging.fit(frames, own), network)
-        return f"{network} on {detector.about}: {said}"
-
-    told = [looked(DETECTOR, sessions.detector, facts.detector)]
-    if sessions.smaller is not None and facts.smaller is not None:
-        told.append(looked(SMALLER, sessions.smaller, facts.smaller))
-    whole = np.array([[0, 0, facts.encoder.size, facts.encoder.size]], np.float32)
-    parts = [(Frame("golden", i, 0.0, image), whole) for i, image in enumerate(golden.crops)]
-    crops = imaging.crop(parts, facts.encoder, Look(), "whole")
-    said = golden.check_encoder(encoder, IMAGE, encoder.precision, crops)
-    return [*told, f"{IMAGE} on {encoder.about}: {said}"]
-
-
-def _stopped_by_signals() -> threading.Event:
-    """Set by SIGINT or SIGTERM: the loop then ends after the frame at hand."""
-    stop = threading.Event()
+def _signals() -> tuple[threading.Event, threading.Event]:
+    """Two that are set by signals: by SIGINT or SIGTERM, to end after the frame at hand; by SIGHUP, to read again."""
+    stop, reload = threading.Event(), threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    return stop
+    signal.signal(signal.SIGHUP, lambda *_: reload.set())
+    return stop, reload
 
 
-class _Seen:
-    """Counts what the loop described, and, where asked to keep it, has the frame with the most people."""
+class _Crowd:
+    """Keeps the frame with the most people."""
 
-    def __init__(self, counts: Counts, keep: bool) -> None:
-        self._counts, self._keep = counts, keep
-        self.crowded: Described | None = None
+    def __init__(self) -> None:
+        self.fullest: Described | None = None
 
     def __call__(self, described: Described) -> None:
-        self._counts.note(described)
-        if self._keep and (self.crowded is None or len(described.people) > len(self.crowded.people)):
-            self.crowded = described
+        if self.fullest is None or len(described.people) > len(self.fullest.people):
+            self.fullest = described
 
 
-def _print_summary(seen: Tally, describer: Describer, cameras: Sequence[CameraState], seconds: float) -> None:
+def _print_summary(served: Served) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table("stage", "median ms", "p95 ms", title="per frame")
-    for stage, taken in describer.timings.stages.items():
+    for stage, taken in served.stages.items():
         middle, high = np.percentile(taken, [50, 95])
         table.add_row(stage, f"{middle:.1f}", f"{high:.1f}")
     for column in table.columns[1:]:
         column.justify = "right"
     Console().print(table)
-    rate = seen.frames / seconds if seconds else 0.0
+    seen, rate = served.seen, served.seen.frames / served.seconds if served.seconds else 0.0
     small = f" ({seen.skipped} more were too small, or too many, to describe)" if seen.skipped else ""
-    click.echo(f"{seen.frames} frames in {seconds:.1f} s ({rate:.1f}/s), {seen.people} people{small}")
-    if describer.tracks:
-        click.echo(f"{describer.tracks} tracks, described from {describer.encoded} crops")
-    for camera in cameras:
+    click.echo(f"{seen.frames} frames in {served.seconds:.1f} s ({rate:.1f}/s), {seen.people} people{small}")
+    if served.tracks:
+        click.echo(f"{served.tracks} tracks, described from {served.encoded} crops")
+    for camera in served.cameras:
         line = f"camera {camera.name}: {camera.frames} frames, {camera.dropped} dropped"
         click.echo(line + (f"; {camera.error}" if camera.error else ""))
+    for line in served.delivery:
+        click.echo(line)
 
 
 def _as_text(file: Path, described: Described, top_k: int) -> str:
@@ -412,9 +311,10 @@ def _images(path: Path) -> list[Path]:
     raise CaptureError(f"{path}: no images in this folder")
 
 
-def _drawn(described: Described) -> Image:
+def _drawn(described: Described, zones: Mapping[str, Sequence[Polygon]] | None = None) -> Image:
     tracks = None if described.tracks is None else described.tracks.tolist()
-    return draw(described.frame, described.people, described.matches, tracks)
+    outlined = (zones or {}).get(described.frame.camera, ())
+    return draw(described.frame, described.people, described.matches, tracks, outlined)
 
 
 def _save(path: Path, image: Image) -> None:

@@ -179,6 +179,7 @@ class Describer:
         self._apart = frozenset(apart)
         self._zones = zones or {}
         self._bank = self._words.permitted
+        self._somebody: dict[str, bool] = {}  # by camera, whether somebody was there in the latest frame
         self._crops_allowed = config.crop.max_per_frame
         self.timings = Timings()
         self.encoded = 0  # crops
@@ -245,6 +246,15 @@ class Describer:
         self._detecting = self._smaller if on and self._smaller is not None else self._detector
 
     @property
+    def has_smaller(self) -> bool:
+        """Whether there is a smaller detector to use."""
+        return self._smaller is not None
+
+    def watches(self, camera: str) -> bool:
+        """Whether somebody is followed there, or was there in the latest frame."""
+        return self._somebody.get(camera, False)
+
+    @property
     def about(self) -> str:
         """What the networks run on, in words."""
         return self._encoder.about
@@ -282,10 +292,12 @@ class Describer:
             people = found[tall_enough(found, config.crop.min_height)]
             looked = largest(people, limit)
             small = len(found) - len(people)
+            self._somebody[frame.camera] = len(found) > 0
             return _View(frame, people, np.zeros(len(people), np.int64), looked, 0 * people.scores, small, ())
         camera = self._camera(frame.camera)
         camera.last, camera.frames = frame, camera.frames + 1
         tracks = camera.tracker.update(found, frame.captured_at)
+        self._somebody[frame.camera] = camera.tracker.following > 0
         sure = tracks.people.scores > config.detect.threshold  # a box of low score says that a track goes on, no more
         tall = sure & tall_enough(tracks.people, config.crop.min_height)
         people, ids = tracks.people[tall], tracks.ids[tall]

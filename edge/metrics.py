@@ -21,6 +21,7 @@ from edge.capture import CameraState
 from edge.clock import synchronised
 from edge.describe import Described, Describer
 from edge.health import Verdict
+from edge.motion import MotionGate
 from edge.publish import Publisher
 from edge.push import Pusher
 
@@ -73,6 +74,7 @@ class Serving:
     """The parts of a box that has passed its self-test. trouble: what makes no progress, in a sentence, or None."""
 
     describer: Describer
+    gate: MotionGate
     outlet: Publisher | Pusher
     states: Callable[[], Sequence[CameraState]]
     trouble: Callable[[], str | None] = lambda: None
@@ -154,7 +156,7 @@ class Vitals:
             "bundle": {"name": facts.name, "sha256": facts.seal()},
             "bank": self.bank,
             "encoder": facts.files[IMAGE],
-            "cameras": [self._camera(state) for state in (parts.states() if parts else ())],
+            "cameras": [self._camera(parts, state) for state in parts.states()] if parts else [],
             "outlet": parts and _outlet(parts.outlet),
             "ladder": self.ladder and {"level": self.ladder.level, "step": self.ladder.name},
             "clock_synchronised": synchronised(),
@@ -168,7 +170,7 @@ class Vitals:
         """sha256 of the words in use."""
         return self.serving.describer.bank if self.serving else self._bundle.bank.sha256
 
-    def _camera(self, state: CameraState) -> dict[str, Any]:
+    def _camera(self, parts: Serving, state: CameraState) -> dict[str, Any]:
         age, tally = frame_age(state), self.counts.cameras.get(state.name, Tally())
         return {
             "name": state.name,
@@ -179,7 +181,7 @@ class Vitals:
             "described": tally.frames,
             "people": tally.people,
             "skipped": tally.skipped,
-            "drops": dict(state.drops),
+            "drops": {**state.drops, **_still(parts.gate.spared[state.name])},
             "reconnects": state.reconnects,
             "error": state.error,
         }
@@ -237,7 +239,7 @@ class _Snapshot(Collector):
         yield InfoMetricFamily("lookout_build", "What runs here", box.build)
         yield _gauge("ready", "Whether the box can do its job, as /readyz says", float(box.ready().good))
         if box.serving is not None:
-            yield from _of_cameras(box.serving.states(), box.counts)
+            yield from _of_cameras(box.serving.states(), box.counts, box.serving.gate.spared)
             outlet = box.serving.outlet
             yield from _pushed(outlet) if isinstance(outlet, Pusher) else _delivered(outlet)
         if box.ladder is not None:
@@ -245,7 +247,7 @@ class _Snapshot(Collector):
         yield from _of_machine(box.root)
 
 
-def _of_cameras(states: Sequence[CameraState], counts: Counts) -> Iterator[Metric]:
+def _of_cameras(states: Sequence[CameraState], counts: Counts, spared: Mapping[str, int]) -> Iterator[Metric]:
     def of_each(kind: type[CounterMetricFamily | GaugeMetricFamily], name: str, text: str, *more: str) -> Any:
         return kind(f"lookout_{name}", text, labels=["camera", *more])
 
@@ -263,7 +265,7 @@ def _of_cameras(states: Sequence[CameraState], counts: Counts) -> Iterator[Metri
         captured.add_metric(name, state.frames)
         reconnects.add_metric(name, state.reconnects)
         phase.add_metric([state.name, state.phase], 1)
-        for reason, count in state.drops.items():
+        for reason, count in {**state.drops, **_still(spared.get(state.name, 0))}.items():
             dropped.add_metric([state.name, reason], count)
         if state.phase not in UNEXPECTED:
             up.add_metric(name, float(state.phase == "up"))
@@ -274,6 +276,11 @@ def _of_cameras(states: Sequence[CameraState], counts: Counts) -> Iterator[Metri
         persons.add_metric([camera], tally.people)
         skipped.add_metric([camera], tally.skipped)
     yield from (captured, described, dropped, persons, skipped, reconnects, up, phase, age)
+
+
+def _still(frames: int) -> dict[str, int]:
+    """Frames in which nothing moved, as one more reason."""
+    return {"still": frames} if frames else {}
 
 
 def _delivered(outlet: Publisher) -> Iterator[Metric]:

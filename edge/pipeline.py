@@ -14,13 +14,14 @@ from edge import events
 from edge.capture import Cameras
 from edge.describe import Described, Describer
 from edge.imaging import cut
+from edge.motion import MotionGate
 from edge.track import Ended
 from edge.values import Floats, Frame
 
 POLL = 0.2  # s; how soon the loop notices that it should stop
 
 
-@dataclass(frozen=True)
+@dataclass
 class Reporter:
     """What the events of one run have in common.
 
@@ -86,28 +87,29 @@ class Reporter:
 
 def run(
     cameras: Cameras,
+    gate: MotionGate,
     describer: Describer,
     reporter: Reporter,
     send: Callable[[Callable[[events.Stamp], events.Event]], None],
-    stop: threading.Event,
     on_described: Callable[[Described], None],
+    turn: Callable[[], None],
+    beat: Callable[[str], None],
+    stop: threading.Event,
     max_frames: int | None = None,
-    beat: Callable[[str], None] = lambda stage: None,
 ) -> None:
     """Describe and `send` until every file has ended, `max_frames` frames are done, or `stop` is set.
 
-    beat: told of every stage as it begins, the wait for frames among them. Raises BackendError; whatever the cameras do
-    is theirs to report.
+    turn: called between two batches of frames, for whatever changes how they are described. beat: told of every stage
+    as it begins, the wait for frames among them. Raises BackendError; whatever the cameras do is theirs to report.
     """
     left = max_frames
     describer.timings.begun = beat
     while not (stop.is_set() or cameras.done or left == 0):
+        turn()
         beat("frames")
         frames = cameras.next(POLL)[:left]
-        if not frames:
-            continue
         left = None if left is None else left - len(frames)
-        for described in describer(frames):
+        for described in describer([one for one in frames if gate.wanted(one, describer.watches(one.camera))]):
             if described.told:
                 with describer.timings.measure("publish", 1):
                     send(partial(reporter.event, described=described))

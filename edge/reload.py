@@ -46,7 +46,7 @@ class Reloader:
         self._path, self.running, self._asked, self._take, self._tell = path, running, asked, take, tell
 
     def turn(self) -> bool:
-        """Between two frames -> whether a new configuration is now in force. One that fails is told and changes nothing."""
+        """Between two frames -> whether a new configuration is in force now. A bad one is told, and changes nothing."""
         if not self._asked.is_set():
             return False
         self._asked.clear()

@@ -94,6 +94,11 @@ class Tracker:
         self._now, self._step = 0.0, _STEP
         self._captured: float | None = None  # the frame before
 
+    @property
+    def following(self) -> int:
+        """Tracks that are alive, those waited for among them."""
+        return len(self._tracks)
+
     def configure(self, config: TrackConfig, threshold: float) -> None:
         """Go by these from the next frame on."""
         self._config, self._threshold = config, threshold

@@ -88,7 +88,7 @@ EDGE: dict[str, frozenset[str]] = {
     "spool": WORDS | CONTRACTS | {"link", "journal", "records", "shelf"},
     "publish": WORDS | CONTRACTS | DELIVERY,
     "health": frozenset({"errors"}),
-    "metrics": WORDS | CONTRACTS | {"capture", "clock", "describe", "health", "jetson", "publish", "push"},
+    "metrics": WORDS | CONTRACTS | {"capture", "clock", "describe", "health", "jetson", "motion", "publish", "push"},
     "describe": WORDS | CONTRACTS | STAGES | PIXELS | {"backend"},
     "pipeline": WORDS | CONTRACTS | STAGES | PIXELS | {"describe"},
     "reload": WORDS | CONTRACTS,
@@ -96,27 +96,19 @@ EDGE: dict[str, frozenset[str]] = {
     **dict.fromkeys(("jetson", "pairs", "reach"), WORDS | CONTRACTS),
     "probes": WORDS | CONTRACTS | {"clock", "jetson"},
     "doctor": WORDS | CONTRACTS | DEVICES | {"clock", "gstreamer", "jetson", "pairs", "probes", "reach"},
-    "cli": WORDS
+    "serve": WORDS
     | CONTRACTS
     | DELIVERY
     | STAGES
     | PIXELS
+    | {"backend", "clock", "describe", "pipeline", "reload", "health", "metrics", "watchdog", "notify"},
+    "cli": WORDS
+    | CONTRACTS
+    | STAGES
+    | PIXELS
     | DEVICES
     | DOCTOR
-    | {
-        "backend",
-        "describe",
-        "pipeline",
-        "reload",
-        "health",
-        "metrics",
-        "watchdog",
-        "notify",
-        "journald",
-        "commands",
-        "releases",
-        "activate",
-    },
+    | {"backend", "describe", "serve", "keys", "journald", "commands", "releases", "activate"},
 }
 EXPORT = WORDS | CONTRACTS | PIXELS | DEVICES | {"backend", "commands", "detect", "crop", "encode", "match", "golden"}
 APPLIANCE = WORDS | {"config", "bank", "bundle", "commands"}
@@ -319,7 +311,7 @@ ALLOWED = [
     ("edge.trt", "import tensorrt\nfrom edge.cuda import Cuda"),
     ("edge.backend", "def f():\n    from edge.ort import OrtSession"),
     ("export.engines", "if TYPE_CHECKING:\n    from edge.cuda import Cuda"),
-    ("edge.cli", "from edge.pipeline import run\nfrom edge.commands import Commands\ndef f():\n    import edge.trt"),
+    ("edge.cli", "from edge.serve import serve\nfrom edge.commands import Commands\ndef f():\n    import edge.trt"),
     ("export.cli", "import onnx\nfrom edge.commands import Commands\nfrom export.pack import reuse"),
     ("export.verify", "from . import pack\nfrom .pack import reuse"),
     ("collector.cli", "from edge.commands import Commands\nfrom collector.store import Store"),

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from edge import events
 from edge.bank import Look, PromptBank
 from edge.bundle import PROMPTS, open_bundle
-from edge.config import CropConfig, DescribeConfig, DetectConfig, MatchConfig, TrackConfig
+from edge.config import CropConfig, DescribeConfig, DetectConfig, MatchConfig, MotionConfig, TrackConfig
 from edge.describe import Described, Describer, largest, tall_enough
 from edge.detect import Detector
 from edge.encode import Encoder
 from edge.imaging import crops_of, cut
 from edge.match import match
+from edge.motion import MotionGate
 from edge.pipeline import Reporter, run
 from edge.values import Category, Detections, Floats, Frame, Matches, Region
 from edge.zones import Polygon
@@ -783,7 +784,11 @@ class Reel:
 
 
 def played(
-    stage: Stage, batches: Sequence[Sequence[Frame]], max_frames: int | None = None
+    stage: Stage,
+    batches: Sequence[Sequence[Frame]],
+    max_frames: int | None = None,
+    motion: MotionConfig | None = None,
+    turn: Callable[[], None] = lambda: None,
 ) -> tuple[list[events.Event], int]:
     """The events sent, numbered as they come, and how many frames were described."""
     sent: list[events.Event] = []
@@ -793,7 +798,8 @@ def played(
         sent.append(make(events.Stamp(0, len(sent))))
 
     reporter = Reporter("box", "sum", "e", 3, crops=False)
-    run(Reel(batches), stage.describer, reporter, send, threading.Event(), seen.append, max_frames)  # type: ignore[arg-type]
+    cameras, gate, stop = Reel(batches), MotionGate(motion or MotionConfig()), threading.Event()
+    run(cameras, gate, stage.describer, reporter, send, seen.append, turn, lambda _: None, stop, max_frames)  # type: ignore[arg-type]
     return sent, len(seen)
 
 
@@ -823,6 +829,24 @@ def test_the_loop_ends_after_as_many_frames_as_it_may(bundle_folder: Path) -> No
         ("a", 1),
         ("b", 0),
     ]
+
+
+def test_what_changes_the_configuration_is_called_between_two_batches(bundle_folder: Path) -> None:
+    stage, turns = Stage(bundle_folder), []
+    batches = [[stage.frame(n, Someone(300), camera=name) for name in ("a", "b")] for n in range(2)]
+    played(stage, [*batches, []], turn=lambda: turns.append(stage.describer.timings.stages["match"].copy()))
+    assert [len(one) for one in turns] == [0, 1, 2]
+
+
+def test_a_frame_in_which_nothing_moves_is_not_looked_at_and_one_with_somebody_is(bundle_folder: Path) -> None:
+    stage = Stage(bundle_folder, track=TrackConfig(lost_s=1.0))
+    empty = [[stage.frame(n, at=float(n))] for n in range(10)]
+    motion = MotionConfig(enabled=True, hold_s=2.5)
+    _, seen = played(stage, empty, motion=motion)
+    assert seen == 3, "until nothing has moved for hold_s"
+    stage = Stage(bundle_folder, track=TrackConfig(lost_s=1.0))
+    still = [[stage.frame(n, Someone(300), at=float(n))] for n in range(10)]
+    assert played(stage, still, motion=motion)[1] == 10, "who stands still is somebody"
 
 
 def test_a_stage_is_timed_per_frame(bundle_folder: Path) -> None:
