@@ -24,12 +24,13 @@ from collector.sinks import Kept, Outcome
 from collector.stats import MAX_DEVICES, Stats
 from edge.bundle import open_bundle
 from edge.capture import CameraState
-from edge.config import PublishConfig, SpoolConfig
+from edge.config import MotionConfig, PublishConfig, SpoolConfig
 from edge.describe import Described, Describer, Timings
 from edge.events import Event, Stamp
 from edge.health import Subject
 from edge.jetson import gpu_load
 from edge.metrics import Counts, Serving, Tally, Vitals
+from edge.motion import MotionGate
 from edge.publish import Publisher
 from edge.push import Pusher
 from edge.spool import Spool
@@ -79,7 +80,9 @@ def publisher(tmp_path: Path) -> Iterator[Publisher]:
 
 def serve(vitals: Vitals, outlet: Publisher | Pusher, *states: CameraState, trouble: str | None = None) -> None:
     describer: Describer = FakeDescriber()  # type: ignore[assignment]
-    vitals.serving = Serving(describer, outlet, lambda: states, lambda: trouble)
+    gate = MotionGate(MotionConfig())
+    gate.spared["gate"] = 5
+    vitals.serving = Serving(describer, gate, outlet, lambda: states, lambda: trouble)
 
 
 # ---- the box ----
@@ -146,6 +149,7 @@ def test_what_a_box_tells_is_what_was_counted(vitals: Vitals, publisher: Publish
         ("frames_described_total", "yard"): 1,
         ("frames_dropped_total", "gate", "replaced"): 3,
         ("frames_dropped_total", "gate", "paced"): 4,
+        ("frames_dropped_total", "gate", "still"): 5,
         ("persons_total", "gate"): 3,
         ("persons_total", "yard"): 0,
         ("crops_skipped_total", "gate"): 4,
@@ -168,7 +172,7 @@ def test_what_a_box_tells_is_what_was_counted(vitals: Vitals, publisher: Publish
     assert ("lookout_ladder_level",) not in found
     assert found["lookout_spool_oldest_seconds",] >= 0
     status = json.loads(json.dumps(vitals.status()))
-    assert status["cameras"][0]["drops"] == drops
+    assert status["cameras"][0]["drops"] == {**drops, "still": 5}
     assert status["cameras"][0]["people"] == 3
     assert status["outlet"]["spool"]["waiting"] == 1
     assert status["bank"] == "b" * 64
