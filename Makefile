@@ -35,7 +35,7 @@ run: setup
 	  if [ $$code = 0 ]; then cat out/edge.txt; else cat out/edge.log; fi; exit $$code
 
 test: check .venv/compilers .venv/system
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile
 
 # What compiles engines and kernels without a GPU: the tests' alone, and 300 MB.
 .venv/compilers: .venv/ready
@@ -43,7 +43,7 @@ test: check .venv/compilers .venv/system
 	@touch $@
 
 # A Debian of its own, ssh, and an RTSP server with what it encodes by: some tests' alone, which are skipped without.
-SYSTEM := debootstrap iproute2 openssh-server systemd-container python3-gi gir1.2-gst-rtsp-server-1.0 \
+SYSTEM := debootstrap iproute2 openssh-client systemd-container python3-gi gir1.2-gst-rtsp-server-1.0 \
   gstreamer1.0-plugins-good gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly gstreamer1.0-libav
 
 .venv/system: .venv/ready
@@ -83,7 +83,7 @@ flash: setup
 	@$(BIN)/python -m appliance flash --bundle '$(BUNDLE)' $(if $(BOX),--box '$(BOX)') $(if $(BOXES),--boxes '$(BOXES)')
 
 collect: setup
-	$(BIN)/collector run --bind $(ADDRESS) --store lookout.db
+	$(BIN)/collector run --bind $(ADDRESS) --store lookout.db --health 127.0.0.1:9478
 
 # Longer than the one in the tests: make chaos EVENTS=1000000 SEED=7
 chaos: setup
