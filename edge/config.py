@@ -177,7 +177,17 @@ class LoadConfig(Settings):
         default=90.0,
         description="degrees Celsius of any part from which the box does less; also where it is throttled",
     )
-    cool_c: float = Field(default=80.0, description="degrees below which it does more again")
+    cool_c: float = Field(
+        default=80.0, validate_default=True, description="degrees below which it does more again; less than hot_c"
+    )
+
+    @field_validator("cool_c")
+    @classmethod
+    def _cool_is_cooler(cls, cool_c: float, info: ValidationInfo) -> float:
+        hot_c = info.data.get("hot_c")  # None where it was wrong itself
+        if hot_c is not None and cool_c >= hot_c:
+            raise ValueError(f"cool_c should be below hot_c, {hot_c}, got {cool_c}")
+        return cool_c
 
 
 class HealthConfig(Settings):

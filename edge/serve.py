@@ -27,6 +27,7 @@ from edge.errors import CaptureError, ConfigError
 from edge.golden import Golden
 from edge.health import Health
 from edge.keys import KeyPair, publish_keys, secure_client
+from edge.load import Load
 from edge.metrics import Serving, Tally, Vitals
 from edge.motion import MotionGate
 from edge.pipeline import Reporter, run
@@ -69,6 +70,7 @@ class _Parts:
     cameras: Cameras
     gate: MotionGate
     describer: Describer
+    load: Load
     reporter: Reporter
     outlet: Publisher | Pusher
 
@@ -82,6 +84,7 @@ class _Parts:
         changed = [camera.name for camera in running.camera if sources.get(camera.name) != camera.source]
         for left in self.describer.configure(wanted, _apart(wanted), _zones(wanted), changed):
             self.outlet.send(partial(self.reporter.event, described=left))
+        self.load.configure(wanted.load, wanted.crop.max_per_frame)
 
 
 def serve(
@@ -112,9 +115,11 @@ def serve(
         facts, gate = bundle.manifest, MotionGate(config.motion)
         top_k, crops = config.match.top_k, config.publish.crops
         reporter = Reporter(config.device, facts.seal(), facts.files[IMAGE], top_k, crops, synchronised)
-        parts = _Parts(path, bundle, cameras, gate, describer, reporter, outlet)
+        load = Load(config.load, config.crop.max_per_frame, cameras, describer, outlet.say)
+        parts = _Parts(path, bundle, cameras, gate, describer, load, reporter, outlet)
         reloader = Reloader(path, config, reload, parts.take, outlet.say)
         describer.timings.measured = vitals.measured
+        vitals.ladder = load.ladder
         vitals.serving = Serving(describer, gate, outlet, lambda: cameras.states, watchdog.trouble)
 
         def seen(described: Described) -> None:
@@ -127,6 +132,7 @@ def serve(
                 notify.reloading()
                 reloader.turn()
                 notify.ready()
+            load.turn(time.monotonic())
 
         log.info("%s: %d camera(s), bundle %s, %s", config.device, len(config.camera), bundle.path, describer.about)
         start = time.monotonic()

@@ -92,6 +92,9 @@ EDGE: dict[str, frozenset[str]] = {
     "describe": WORDS | CONTRACTS | STAGES | PIXELS | {"backend"},
     "pipeline": WORDS | CONTRACTS | STAGES | PIXELS | {"describe"},
     "reload": WORDS | CONTRACTS,
+    "ladder": frozenset({"config"}),
+    "share": frozenset({"capture"}),
+    "load": frozenset({"config", "capture", "describe", "jetson", "ladder", "share"}),
     "clock": frozenset(),
     **dict.fromkeys(("jetson", "pairs", "reach"), WORDS | CONTRACTS),
     "probes": WORDS | CONTRACTS | {"clock", "jetson"},
@@ -101,7 +104,7 @@ EDGE: dict[str, frozenset[str]] = {
     | DELIVERY
     | STAGES
     | PIXELS
-    | {"backend", "clock", "describe", "pipeline", "reload", "health", "metrics", "watchdog", "notify"},
+    | {"backend", "clock", "describe", "pipeline", "reload", "load", "health", "metrics", "watchdog", "notify"},
     "cli": WORDS
     | CONTRACTS
     | STAGES

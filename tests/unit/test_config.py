@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from edge import config as module
 from edge.config import (
     EdgeConfig,
+    HealthConfig,
     PublishConfig,
     RuntimeConfig,
     Settings,
@@ -223,6 +225,9 @@ def test_windows_line_ends_and_byte_order_mark(path: Path) -> None:
         (GOOD + "[publish]\ncrops = 1", ["publish.crops: ", "valid boolean", "got 1"]),
         (GOOD + '[runtime]\nbackend = "cuda"', ["runtime.backend: ", "'onnxruntime'", "got 'cuda'"]),
         (GOOD + "[runtime]\nthreads = -1", ["runtime.threads: ", "greater than or equal to 0"]),
+        (GOOD + "[load]\nhot_c = 70", ["load.cool_c: ", "below hot_c, 70.0, got 80.0"]),
+        (GOOD + "[load]\ncool_c = 90", ["load.cool_c: ", "below hot_c, 90.0, got 90.0"]),
+        (GOOD + '[load]\nhot_c = "hot"', ["load.hot_c: ", "valid number"]),
         ("detect = 5\n" + GOOD, ["detect: ", "DetectConfig"]),
         # no TOML at all
         ("device = ", ["not TOML: "]),
@@ -295,6 +300,34 @@ def _accepts(model: type[Settings], **fields: Any) -> bool:
 )
 def test_an_address_that_could_not_be_reached_is_refused_before_the_run(address: str, good: bool) -> None:
     assert _accepts(PublishConfig, address=address) == good
+
+
+@pytest.mark.parametrize(
+    ("address", "good"),
+    [
+        ("127.0.0.1:9477", True),
+        ("0.0.0.0:65535", True),
+        ("localhost:0", True),
+        ("[::1]:9477", True),
+        ("", True),
+        ("9477", False),
+        (":9477", False),
+        ("127.0.0.1", False),
+        ("127.0.0.1:", False),
+        ("127.0.0.1:65536", False),
+        ("127.0.0.1:-1", False),
+        ("::1:9477", False),
+        ("http://127.0.0.1:9477", False),
+        ("two words:9477", False),
+        ("127.0.0.1:9477\n", False),
+        (" ", False),
+    ],
+)
+def test_where_a_box_tells_how_it_is(address: str, good: bool, path: Path) -> None:
+    assert _accepts(HealthConfig, address=address) == good
+    if not good:
+        with pytest.raises(ConfigError, match=r"health\.address: should be host:port, .* or '' for nowhere: got "):
+            read_edge_config(written(path, f"{GOOD}[health]\naddress = {json.dumps(address)}\n"))
 
 
 def test_any_model_can_be_read(path: Path) -> None:
