@@ -79,6 +79,7 @@ NOT_RUN = {
     "make": "a whole build, test run or bench",
     "source": "changes a shell",
     "python -m pytest": "this is one",
+    "curl": "asks what runs",
     "python -m pip": "downloads",
     "python -m appliance image": "downloads",
     "python -m export sample": "may download",
@@ -234,6 +235,8 @@ def test_command_is_one_that_its_program_takes(shown: Shown) -> None:
             command.make_context(name, list(rest), parent=context)
     elif program == "make":
         assert not list(make_faults(words, variables))
+    elif program == "curl":
+        assert all(re.fullmatch(r"http://127\.0\.0\.1:947[78]/(livez|readyz|status|metrics)", word) for word in words)
     elif program == "python -m pytest":
         assert all((ROOT / word).exists() for word in words if not word.startswith("-"))
     else:
@@ -318,7 +321,7 @@ def alike(said: str, shown: str) -> bool:
 def test_most_commands_are_run() -> None:
     run_by = {" ".join([words_of(shown.command)[1], words_of(shown.command)[2][0]]) for shown in RUN}
     left = {f"{program} {name}" for program, group in PROGRAMS.items() for name in group.commands} - run_by
-    assert left == {*NOT_RUN, "collector deny"} - {"make", "source", "python -m pytest", "python -m pip"}
+    assert left == {*NOT_RUN, "collector deny"} - {"make", "source", "curl", "python -m pytest", "python -m pip"}
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

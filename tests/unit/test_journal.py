@@ -174,6 +174,19 @@ def test_a_gone_that_was_half_acknowledged_grows_and_what_arrived_is_not_sent_ag
         assert everything(journal)[0] == Data(8, frames(8))
 
 
+def test_when_the_oldest_that_waits_was_queued(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j.db") as journal:
+        journal.begin()
+        assert journal.oldest() is None
+        for number in range(5):
+            journal.append([b"{}"], 10.0 + number)
+        assert journal.oldest() == 10.0
+        journal.forget(journal.epoch, 3)
+        assert journal.oldest() == 13.0
+    with Journal(tmp_path / "j.db") as journal:
+        assert journal.oldest() == 13.0
+
+
 def test_only_the_oldest_epoch_is_forgotten() -> None:
     with filled(None, epochs=2) as journal:
         oldest = journal.head()

@@ -81,6 +81,19 @@ def test_it_goes_on_from_where_the_collector_stands() -> None:
     assert link.say(0.0) == data(7, 8, 9)
 
 
+def test_when_the_collector_last_said_that_it_has_something() -> None:
+    assert welcomed(ListSource(data(0))).delivery.acknowledged_at is None, "a greeting is no acknowledgement"
+    assert welcomed(ListSource(data(0, 1)), next_=1).delivery.acknowledged_at == 0.0, "but where it names numbers"
+    link = welcomed(ListSource(data(0, 1, 2)))
+    link.say(1.0)
+    hear(link, Ack(epoch=1, next=2, window=WIDE), 5.0)
+    assert link.delivery.acknowledged_at == 5.0
+    hear(link, Ack(epoch=1, next=2, window=WIDE), 7.0)
+    assert link.delivery.acknowledged_at == 5.0, "nothing new"
+    link.lost("the network", 8.0)
+    assert link.delivery.acknowledged_at == 5.0
+
+
 @pytest.mark.parametrize(
     ("window", "sent"),
     [

@@ -6,6 +6,7 @@ import ast
 import random
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -125,6 +126,20 @@ def runs(out: Numbers) -> list[tuple[int | str, int]]:
         (kind, len(list(group)))
         for kind, group in groupby(what if isinstance(what, str) else "kept" for what in out.values())
     ]
+
+
+def test_the_age_of_what_waits_is_in_running_time(path: Path) -> None:
+    with opened(path) as spool:
+        assert spool.health.oldest_s is None
+        before = time.monotonic()
+        stamp = append(spool, 0)
+        append(spool, 1)
+    with opened(path) as spool:  # the time between is nobody's
+        age = spool.health.oldest_s
+        assert age is not None
+        assert 0 <= age <= time.monotonic() - before
+        spool.forget(stamp.epoch, 2)
+        assert spool.health.oldest_s is None
 
 
 def test_over_its_bytes_the_oldest_leave_and_every_number_is_accounted_for(path: Path) -> None:
