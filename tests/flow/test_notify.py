@@ -11,24 +11,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 
 from edge.bundle import GOLDEN, MANIFEST, open_bundle, sha256_of
 from edge.failpoints import HANGS
 from edge.golden import Golden
 from tests.flow.conftest import PICTURE, ROOT, starter
+from tests.http_camera import http_camera, quiet_scenes
 
 WATCHDOG = 6.0  # s
 DEADLINE = 90.0  # s
-RATE = 4.0  # pictures a second
 
 
 class Systemd:
@@ -89,49 +86,15 @@ class Box:
         self.systemd.close()
 
 
-@contextmanager
-def http_camera(pictures: dict[str, np.ndarray]) -> Iterator[str]:
-    """An http:// camera per picture, which shows it for ever; what stands before their names in the address."""
-    jpegs = {f"/{name}": cv2.imencode(".jpg", picture)[1].tobytes() for name, picture in pictures.items()}
-    closing = threading.Event()
-
-    class Camera(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            jpeg = jpegs[self.path]
-            self.send_response(200)
-            self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=next")
-            self.end_headers()
-            try:
-                while not closing.wait(1 / RATE):
-                    head = f"--next\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
-                    self.wfile.write(head.encode() + jpeg + b"\r\n")
-            except OSError:
-                pass  # the box has gone
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Camera) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
-        finally:
-            closing.set()
-            server.shutdown()
-            thread.join()
-
-
 @pytest.fixture(scope="module")
 def boxes(mini: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Box]]:
     """One that is well and sees nothing, and one per stage that hangs, by its name; all at once, as each takes long."""
     folder = tmp_path_factory.mktemp("boxes")
-    black = np.zeros((288, 384, 3), np.uint8)
-    empty = np.repeat(np.linspace(90, 160, 384, dtype=np.uint8)[None, :, None], 288, axis=0).repeat(3, axis=2)
-    people = cv2.resize(cv2.imread(str(PICTURE)), (384, 288))
+    pictures = quiet_scenes(folder / "pictures")
+    shutil.copy(PICTURE, pictures / "people.jpg")
     with ExitStack() as stack:
-        address = stack.enter_context(http_camera({"black": black, "empty": empty, "people": people}))
-        quiet = {"dark": f"{address}/black", "empty": f"{address}/empty", "away": "rtsp://127.0.0.1:1/"}
+        address = stack.enter_context(http_camera(pictures))
+        quiet = {"dark": f"{address}/dark", "empty": f"{address}/empty", "away": "rtsp://127.0.0.1:1/"}
         found = {"quiet": Box(folder / "quiet", mini, quiet)}
         stack.callback(found["quiet"].close)
         for point in sorted(HANGS):
