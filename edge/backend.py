@@ -138,7 +138,7 @@ def _on_the_cpu(bundle: Bundle, threads: int) -> Iterator[Sessions]:
 
     with ExitStack() as held:
         on = {
-            network: held.enter_context(OrtSession(bundle.file(network), threads=threads))
+            network: held.enter_context(OrtSession(bundle.file(network), threads=threads, shared=True))
             for network in bundle.manifest.networks
         }
         yield Sessions(on[DETECTOR], on[IMAGE], HostImaging(), on.get(SMALLER))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -24,18 +25,25 @@ _DTYPES = {
 
 
 class OrtSession:
-    """A graph on ONNX Runtime's CPU provider. threads: per run; 0 takes every core."""
+    """A graph on ONNX Runtime's CPU provider.
+
+    threads: per run; 0 takes every core. shared: intermediate results lie in memory that all such sessions use in turn,
+    and that the process keeps when they are closed; else in memory of the session's own.
+    """
 
     precision: Precision = "fp32"  # of a bundle's graphs for it
     about = f"ONNX Runtime {ort.__version__} on the CPU"
 
-    def __init__(self, graph: Path | bytes, *, threads: int = 0) -> None:
+    def __init__(self, graph: Path | bytes, *, threads: int = 0, shared: bool = False) -> None:
         self._name = str(graph) if isinstance(graph, Path) else "graph in memory"
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         # A thread that spins for its next piece of work takes the core from capture and from the other session: on two
         # busy cores a frame took 1.4 times as long, on idle ones the same.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if shared:
+            _share_memory()
+            options.add_session_config_entry("session.use_env_allocators", "1")
         options.log_severity_level = 3  # errors only: they come back as exceptions
         try:
             self._session: Any = ort.InferenceSession(
@@ -63,6 +71,13 @@ class OrtSession:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
+
+
+@functools.cache
+def _share_memory() -> None:
+    """Once in a process: ONNX Runtime refuses a second arena of the same kind."""
+    place = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(place, None)
 
 
 def _spec(node: Any) -> TensorSpec:

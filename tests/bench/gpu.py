@@ -35,7 +35,7 @@ import edge.cuda
 from edge import jetson, trt
 from edge.backend import Feed, OnDevice, Pictures, Session, TensorSpec, open_sessions
 from edge.bank import Look
-from edge.bundle import DETECTOR, IMAGE, Bundle, EncoderFacts, Network, open_bundle
+from edge.bundle import Bundle, EncoderFacts, Network, open_bundle
 from edge.config import DescribeConfig, DetectConfig, MatchConfig, TrackConfig
 from edge.cuda import NO_DRIVER, Cuda
 from edge.describe import Describer
@@ -160,7 +160,7 @@ def measure() -> None:
         pictures(cuda, mini, frame, people)
         full = with_engines(full_size(folder))
         for bundle in (mini, full):
-            for network in (DETECTOR, IMAGE):
+            for network in bundle.manifest.networks:
                 engine(cuda, module, bundle, network)
         whole_path("mini pair", mini, frame, None)
         whole_path("YOLOv4-416 and ViT-B/32", full, frame, answers)

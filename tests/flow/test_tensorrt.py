@@ -25,14 +25,14 @@ import edge.cli
 import edge.cuda
 import export.cli
 from edge.backend import open_sessions
-from edge.bundle import DETECTOR, GOLDEN, HALF, IMAGE, MANIFEST, TIMING, Bundle, open_bundle, sha256_of
+from edge.bundle import DETECTOR, GOLDEN, HALF, IMAGE, MANIFEST, SMALLER, TIMING, Bundle, open_bundle, sha256_of
 from edge.capture import Cameras
 from edge.config import CameraConfig, DescribeConfig, MatchConfig
 from edge.cuda import Gpu
 from edge.describe import Described, Describer
 from edge.detect import Detector
 from edge.encode import Encoder
-from edge.golden import Golden
+from edge.golden import Answers, Golden
 from edge.values import Frame
 from export.hold import float32_nodes
 from tests.fake_cuda import FakeCuda
@@ -92,9 +92,11 @@ def plain(mini: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The mini bundle from a workstation, with a quarter of its golden inputs: the gate is the long part."""
     folder = shutil.copytree(mini, tmp_path_factory.mktemp("plain") / "mini")
     golden = Golden.read(folder / GOLDEN)
-    few = {name: array[: 1 if name in ("frames", "boxes", "scores") else 2] for name, array in vars(golden).items()}
+    seen, fewer = (
+        Answers(one.frames[:1], one.boxes[:1], one.scores[:1]) for one in map(golden.answers, (DETECTOR, SMALLER))
+    )
     opened = open_bundle(folder)
-    Golden(**few).write(folder / GOLDEN)
+    Golden(**vars(seen), crops=golden.crops[:2], embeddings=golden.embeddings[:2], smaller=fewer).write(folder / GOLDEN)
     resealed(opened)
     return folder
 
@@ -142,16 +144,16 @@ def test_a_bundle_alone_is_enough_to_build_engines_from(version: str, bundle: Pa
     said = board.run("export", "engines", bundle).stderr
     opened = open_bundle(bundle)
     typed = version != "8.6.1"
-    for network, head in ((DETECTOR, "detector-"), (IMAGE, "image-")):
+    for network, head in ((DETECTOR, "detector-"), (SMALLER, "detector-smaller-"), (IMAGE, "image-")):
         ((name, facts),) = [(name, f) for name, f in opened.manifest.engines.items() if f.network == network]
         one = facts.fingerprint
         assert name == f"{head}{one.short()}.engine"
         assert (str(one.platform), one.precision) == (f"Orin (sm_87), TensorRT {version}", "fp16")
         assert facts.graph == (HALF[network] if typed else network)
         assert one.onnx_sha256 == opened.manifest.files[facts.graph]
-        assert one.batches == ((1, 4) if network == DETECTOR else (1, 8, 32))
+        assert one.batches == ((1, 8, 32) if network == IMAGE else (1, 4))
         assert (facts.held, facts.verified in said) == ((), True)
-    assert len(board.watch.builds) == 2, "one each"
+    assert len(board.watch.builds) == 3, "one each"
     after = contents(bundle)
     added = {*opened.manifest.engines, TIMING}
     assert {*after} - {*before} == added
@@ -169,7 +171,7 @@ def test_make_export_builds_them_too_and_later_builds_keep_them(board: Board, tm
     board.run("export", "build", recipe, "--engines", tmp_path)
     bundle = tmp_path / "mini"
     before, engines = contents(bundle), open_bundle(bundle).manifest.engines
-    assert len(engines) == 2
+    assert len(engines) == 3
     board.run("export", "build", recipe, "--engines", tmp_path)
     assert contents(bundle) == before
     said = Board(gpu=None).run("export", "build", recipe, "--engines", tmp_path).stderr
@@ -180,7 +182,7 @@ def test_make_export_builds_them_too_and_later_builds_keep_them(board: Board, tm
 def test_one_bundle_serves_two_kinds_of_box(built: Path, tmp_path: Path) -> None:
     bundle, newer = shutil.copytree(built, tmp_path / "mini"), Board("10.7.0")
     newer.run("export", "engines", bundle)
-    assert len(open_bundle(bundle).manifest.engines) == 4
+    assert len(open_bundle(bundle).manifest.engines) == 6
     for one in (Board(), newer):
         one.run("edge", "selftest", "--bundle", bundle)
 
@@ -190,14 +192,28 @@ def test_other_weights_or_batches_make_an_engine_void(board: Board, built: Path,
     text = (Path(__file__).parents[2] / "configs/models-mini.toml").read_text()
     recipe = tmp_path / "recipe.toml"
     text = text.replace('"../', f'"{Path(__file__).parents[2]}/').replace("[1, 8, 32]", "[1, 16]")
-    recipe.write_text(text.replace("size = 416", "size = 320"))
+    recipe.write_text(text.replace("size = 416", "size = 320").replace("smaller = 288", "smaller = 256"))
     said = Board(gpu=None).run("export", "build", recipe, "--engines", tmp_path).stderr
     assert "none: no NVIDIA GPU" in said
     assert open_bundle(bundle).manifest.engines == {}
     assert not list(bundle.glob("*.engine"))
     board.run("export", "build", recipe, "--engines", tmp_path)
     shapes = [facts.fingerprint.batches for facts in open_bundle(bundle).manifest.engines.values()]
-    assert sorted(shapes) == [(1, 4), (1, 16)]
+    assert sorted(shapes) == [(1, 4), (1, 4), (1, 16)]
+
+
+def test_a_recipe_without_a_smaller_size_drops_its_engine_alone(built: Path, tmp_path: Path) -> None:
+    bundle, before = shutil.copytree(built, tmp_path / "mini"), open_bundle(built).manifest.engines
+    text = (Path(__file__).parents[2] / "configs/models-mini.toml").read_text()
+    text = text.replace('"../', f'"{Path(__file__).parents[2]}/').replace("smaller = 288", "")
+    (tmp_path / "recipe.toml").write_text(text)
+    Board(gpu=None).run("export", "build", tmp_path / "recipe.toml", "--engines", tmp_path)
+    engines = open_bundle(bundle).manifest.engines
+    assert engines == {name: facts for name, facts in before.items() if facts.network != SMALLER}
+    assert len(engines) == 2
+    said = Board().run("edge", "selftest", "--bundle", bundle).stdout
+    assert "TensorRT" in said
+    assert SMALLER not in said
 
 
 # ---- the gate ----
@@ -242,13 +258,13 @@ def test_a_wrong_encoder_is_built_again_with_more_of_it_in_fp32(
     assert facts.held == held
     assert said.count("is built again with its") == len(held)
     assert f"with its {' and '.join(held)} in fp32" in said
-    assert len(board.watch.builds) == 2 + len(held)
+    assert len(board.watch.builds) == 3 + len(held)
     board.run("edge", "selftest", "--bundle", bundle)
 
 
 @pytest.mark.parametrize(
     ("weight", "output", "builds"),
-    [("image/projection/weight", "embedding", 5), ("gain", "boxes", 1)],
+    [("image/projection/weight", "embedding", 6), ("gain", "boxes", 1)],
 )
 def test_an_engine_that_stays_wrong_is_not_packed(
     weight: str, output: str, builds: int, board: Board, bundle: Path
@@ -259,7 +275,7 @@ def test_an_engine_that_stays_wrong_is_not_packed(
     assert f"{output} of " in said
     assert "is not what the fp32 graph says: expected " in said
     assert "; try another TensorRT" in said
-    assert len(board.watch.builds) == builds, "the detector once; the encoder, and it with each rung"
+    assert len(board.watch.builds) == builds, "each detector once; the encoder, and it with each rung"
     assert contents(bundle) == before
     assert not [path for path in bundle.parent.iterdir() if path.name != "mini"]
 
@@ -289,9 +305,16 @@ def described(bundle: Path, board: Board, video: Path, backend: str) -> list[Des
     results: list[Described] = []
     with board.here(), open_sessions(opened, backend) as on:  # type: ignore[arg-type]
         facts = opened.manifest
+        built = {one.network: one.fingerprint.short() for one in facts.engines.values()}
+        assert on.engines == (built if backend == "tensorrt" else {})
         detector = Detector(on.detector, facts.detector, config.detect, config.track.low, on.imaging)
-        describer = Describer(opened, detector, Encoder(on.encoder, facts.encoder), config, imaging=on.imaging)
-        for pair in pairs(video):
+        assert on.smaller is not None
+        assert facts.smaller is not None
+        smaller = Detector(on.smaller, facts.smaller, config.detect, config.track.low, on.imaging)
+        encoder = Encoder(on.encoder, facts.encoder)
+        describer = Describer(opened, detector, encoder, config, imaging=on.imaging, smaller=smaller)
+        for number, pair in enumerate(pairs(video)):
+            describer.use_smaller(number in (2, 3))  # there and back
             results += describer(pair)
     return results
 
@@ -344,7 +367,8 @@ def test_the_command_line_runs_on_engines(
     said = board.run("edge", "selftest", "--bundle", built).stdout
     assert f"{DETECTOR} on TensorRT 10.3.0 on Orin, fp16: " in said
     assert f"{IMAGE} on TensorRT 10.3.0 on Orin, fp16: 2 embeddings" in said
-    assert board.opened[-1].count("launch") == 3, "its frame and its two crops come by way of the kernels"
+    assert f"{SMALLER} on TensorRT 10.3.0 on Orin, fp16: " in said
+    assert board.opened[-1].count("launch") == 4, "its frame, twice, and its two crops come by way of the kernels"
     shown = json.loads(board.run("edge", "describe", PICTURE, "--bundle", built, "--json").stdout)
     assert len(shown["people"]) == 6
     config = tmp_path / "edge.toml"
@@ -443,7 +467,7 @@ def test_altered_golden_outputs_stop_an_engine(board: Board, built: Path, tmp_pa
     bundle = shutil.copytree(built, tmp_path / "mini")
     opened = open_bundle(bundle)
     golden = Golden.read(bundle / GOLDEN)
-    altered = Golden(golden.frames, golden.boxes, golden.scores, golden.crops, golden.embeddings[::-1].copy())
+    altered = replace(golden, embeddings=golden.embeddings[::-1].copy())
     altered.write(bundle / GOLDEN)
     assert "golden.npz: damaged" in board.run("edge", "selftest", "--bundle", bundle, code=72).stderr
     resealed(opened)

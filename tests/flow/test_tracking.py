@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from edge.backend import open_session
-from edge.bundle import DETECTOR, Bundle, open_bundle
+from edge.bundle import DETECTOR, SMALLER, Bundle, open_bundle
 from edge.config import DetectConfig, TrackConfig
 from edge.detect import Detector
 from edge.errors import CaptureError
+from edge.values import Detections
 from export.samples import find_sample
 from export.weights import cache_folder
 from tests.mot import Identified, detected, identities_from, scores, strangers, tracked, within
@@ -63,20 +64,46 @@ def test_true_boxes_of_a_slow_camera_keep_nearly_every_identity(truth: Identifie
     assert found.idf1 >= least
 
 
-@needs_truth
-def test_the_mini_detectors_people_keep_their_identity(bundle: Bundle, truth: Identified) -> None:
+Found = dict[int, Detections]
+
+
+@pytest.fixture(scope="module")
+def people(bundle: Bundle) -> tuple[Found, Found]:
+    """What the mini detector sees, and what it sees at the smaller size, down to the tracker's lowest score."""
     try:
         video = find_sample(cache=cache_folder())
     except CaptureError as error:
         pytest.skip(f"needs the sample video: {error}")
-    with open_session(bundle.file(DETECTOR)) as session:
-        detector = Detector(session, bundle.manifest.detector, DetectConfig(threshold=CONFIG.low))
-        people = {number: detector([frame])[0] for number, frame in frames_of(video, FIRST, LAST)}
-    found = scores(truth, tracked(people, CONFIG, THRESHOLD))
+    facts, config = bundle.manifest, DetectConfig(threshold=CONFIG.low)
+    assert facts.smaller is not None
+    with open_session(bundle.file(DETECTOR)) as session, open_session(bundle.file(SMALLER)) as fewer:
+        larger, smaller = Detector(session, facts.detector, config), Detector(fewer, facts.smaller, config)
+        seen = {number: (larger([frame])[0], smaller([frame])[0]) for number, frame in frames_of(video, FIRST, LAST)}
+    return {number: one for number, (one, _) in seen.items()}, {number: one for number, (_, one) in seen.items()}
+
+
+@needs_truth
+@pytest.mark.parametrize("every", [5, 20])  # frames
+def test_people_keep_their_identity_while_the_box_changes_its_detector(
+    every: int, people: tuple[Found, Found], truth: Identified
+) -> None:
+    larger, smaller = people
+    mixed = {number: (larger, smaller)[number // every % 2][number] for number in larger}
+    found, alone = scores(truth, tracked(mixed, CONFIG, THRESHOLD)), scores(truth, tracked(smaller, CONFIG, THRESHOLD))
+    assert found.switches <= alone.switches, "the changes confuse nobody whom the smaller one does not"
+    assert found.mota >= alone.mota - 0.01
+    assert found.idf1 >= 0.7
+    assert found.mostly_lost == 0
+
+
+@needs_truth
+def test_the_mini_detectors_people_keep_their_identity(people: tuple[Found, Found], truth: Identified) -> None:
+    seen, _ = people
+    found = scores(truth, tracked(seen, CONFIG, THRESHOLD))
     assert found.mota >= 0.78
     assert found.idf1 >= 0.7  # one identity that two people swap as they cross moves it by 0.1
     assert found.switches <= 35
     assert found.mostly_tracked >= 0.8
     assert found.mostly_lost == 0
     # boxes of low score are worth having: without them fewer of the people seen are named
-    assert found.recall > scores(truth, strangers(people, THRESHOLD)).recall
+    assert found.recall > scores(truth, strangers(seen, THRESHOLD)).recall

@@ -18,7 +18,7 @@ import pytest
 
 from edge import trt
 from edge.backend import OnDevice, open_session, open_sessions
-from edge.bundle import DETECTOR, GOLDEN, HALF, IMAGE, MANIFEST, Bundle, Network, Platform, open_bundle
+from edge.bundle import DETECTOR, GOLDEN, HALF, IMAGE, MANIFEST, SMALLER, Bundle, Network, Platform, open_bundle
 from edge.config import DescribeConfig, MatchConfig, TrackConfig
 from edge.cuda import Cuda
 from edge.describe import Described, Describer
@@ -37,7 +37,7 @@ from tests.gpu.conftest import ROOT, free_now
 
 PICTURE = ROOT / "export/mini/pets-650.jpg"
 MIB = 1 << 20
-NETWORKS: tuple[Network, Network] = (DETECTOR, IMAGE)
+NETWORKS: tuple[Network, ...] = (DETECTOR, SMALLER, IMAGE)
 COUNTS = (0, 1, 8, 9, 33, 8, 8, 8, 1, 32, 32, 32, 0)  # of pictures: sizes in a row are replayed as a CUDA graph
 
 
@@ -102,20 +102,20 @@ def assert_near(got: Floats, wanted: Floats) -> None:
 # --- built and held against ONNX Runtime ----------------------------------------------------------------------------
 
 
-def test_both_engines_are_built_and_pass_the_gate(
+def test_all_engines_are_built_and_pass_the_gate(
     said_and_built: tuple[list[str], Bundle], tensorrt: Any, chosen: Cuda
 ) -> None:
     said, bundle = said_and_built
     here, plan = trt.platform(tensorrt, chosen.gpu), bundle.manifest.engine
     assert plan is not None
-    assert len(bundle.manifest.engines) == 2
+    assert len(bundle.manifest.engines) == len(NETWORKS)
     for network in NETWORKS:
         name, facts = bundle.engine_for(network, here)
         assert bundle.file(name).stat().st_size > 1000
         assert facts.graph == (HALF[network] if strongly_typed(tensorrt) else network)
         assert (facts.fingerprint.platform, facts.fingerprint.batches) == (here, plan.batches(network))
         assert f"{network}: {facts.verified}" in said
-        assert ("smallest IoU" if network == DETECTOR else "smallest cosine") in facts.verified
+        assert ("smallest cosine" if network == IMAGE else "smallest IoU") in facts.verified
         if facts.held:
             warnings.warn(f"{network} needs its {' and '.join(facts.held)} in fp32 on {here}", stacklevel=1)
 
@@ -131,10 +131,12 @@ def test_a_second_call_builds_nothing(built: Bundle, tmp_path: Path) -> None:
 def test_golden_answers_come_back(built: Bundle) -> None:
     golden = Golden.read(built.file(GOLDEN))
     with open_sessions(built, "tensorrt") as on:
-        for session in (on.detector, on.encoder):
+        assert on.smaller is not None
+        for session in (on.detector, on.smaller, on.encoder):
             assert session.about.startswith("TensorRT ")
             assert session.precision == "fp16"
         assert " boxes, smallest IoU" in golden.check_detector(on.detector, DETECTOR)
+        assert " boxes, smallest IoU" in golden.check_detector(on.smaller, SMALLER, network=SMALLER)
         assert " embeddings, smallest cosine" in golden.check_encoder(on.encoder, IMAGE, on.encoder.precision)
 
 
@@ -172,18 +174,20 @@ def test_pictures_that_are_on_the_gpu_already_are_the_same(
     chosen.free(address)
 
 
+@pytest.mark.parametrize("network", [DETECTOR, SMALLER])
 @pytest.mark.parametrize("count", [0, 1, 4, 5, 9])
-def test_any_number_of_frames_is_seen_as_on_the_cpu(count: int, built: Bundle, chosen: Cuda) -> None:
-    frames = gate_frames(Golden.read(built.file(GOLDEN)))
+def test_any_number_of_frames_is_seen_as_on_the_cpu(count: int, network: Network, built: Bundle, chosen: Cuda) -> None:
+    frames = gate_frames(Golden.read(built.file(GOLDEN)), network)
     frames = frames[np.arange(count) % len(frames)]
-    with engine(built, DETECTOR, chosen) as session, open_session(built.file(DETECTOR)) as reference:
+    with engine(built, network, chosen) as session, open_session(built.file(network)) as reference:
         got = session.run({"image": frames})
         if not count:
-            facts = built.manifest.detector
+            facts = built.manifest.detector if network == DETECTOR else built.manifest.smaller
+            assert facts is not None
             assert got["boxes"].shape == (0, facts.anchors, 4)
             assert got["scores"].shape == (0, facts.anchors, len(facts.classes))
             return
-        print(gate_detector(session, detector_answers(reference, frames), (count,), DETECTOR))
+        print(gate_detector(session, detector_answers(reference, frames), (count,), network))
 
 
 def test_wrong_pictures_are_refused_and_the_next_run_goes_on(
@@ -261,13 +265,18 @@ def test_a_damaged_plan_is_not_taken(damage: str, built: Bundle, chosen: Cuda) -
 # --- described as on the CPU ----------------------------------------------------------------------------------------
 
 
-def described(bundle: Bundle, backend: Backend, frames: list[Frame]) -> list[Described]:
-    """By every stage that a box has."""
+def described(bundle: Bundle, backend: Backend, frames: list[Frame], smaller: bool) -> list[Described]:
+    """By every stage that a box has. smaller: found by the smaller detector."""
     match = MatchConfig(sensitive=tuple(category.name for category in bundle.bank.categories))
     config, facts = DescribeConfig(track=TrackConfig(enabled=False), match=match), bundle.manifest
     with open_sessions(bundle, backend) as on:
         detector = Detector(on.detector, facts.detector, config.detect, imaging=on.imaging)
-        describer = Describer(bundle, detector, Encoder(on.encoder, facts.encoder), config, imaging=on.imaging)
+        assert on.smaller is not None
+        assert facts.smaller is not None
+        fewer = Detector(on.smaller, facts.smaller, config.detect, imaging=on.imaging)
+        encoder = Encoder(on.encoder, facts.encoder)
+        describer = Describer(bundle, detector, encoder, config, imaging=on.imaging, smaller=fewer)
+        describer.use_smaller(smaller)
         return [one for at in range(0, len(frames), 2) for one in describer(frames[at : at + 2])]
 
 
@@ -277,12 +286,14 @@ def options_of(one: Described) -> list[list[str]]:
     return [[answer.top[0].option for answer in one.matches.answers(person, 1)] for person in people]
 
 
-def test_the_picture_is_described_as_on_the_cpu(built: Bundle) -> None:
+@pytest.mark.parametrize("smaller", [False, True])
+def test_the_picture_is_described_as_on_the_cpu(smaller: bool, built: Bundle) -> None:
     image = read_image(PICTURE)
     views = (image, image, image[:, ::-1], image[::2, ::2], np.roll(image, 40, axis=1))
     frames = [Frame("pets", number, 0.0, np.ascontiguousarray(view)) for number, view in enumerate(views)]
-    on_gpu, on_cpu = (described(built, backend, frames) for backend in ("tensorrt", "onnxruntime"))  # type: ignore[arg-type]
-    assert len(on_cpu[0].people) == 6
+    backends: tuple[Backend, Backend] = ("tensorrt", "onnxruntime")
+    on_gpu, on_cpu = (described(built, backend, frames, smaller) for backend in backends)
+    assert len(on_cpu[0].people) >= (5 if smaller else 6)
     decisions = same = 0
     for one, other in zip(on_gpu, on_cpu, strict=True):
         assert len(one.people) == len(other.people)
@@ -305,5 +316,7 @@ def test_models_of_full_size_build_and_pass_the_gate(tensorrt: Any, tmp_path: Pa
     bundle = open_bundle(bundle.path)
     golden = Golden.read(bundle.file(GOLDEN))
     with open_sessions(bundle, "tensorrt") as on:
+        assert on.smaller is not None
         print(golden.check_detector(on.detector, DETECTOR))
+        print(golden.check_detector(on.smaller, SMALLER, network=SMALLER))
         print(golden.check_encoder(on.encoder, IMAGE, on.encoder.precision))

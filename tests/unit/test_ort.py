@@ -59,6 +59,19 @@ def test_the_batch_axis_is_free_and_outputs_belong_to_the_caller(n: int) -> None
     assert kept.shape == (n, 3)
 
 
+@pytest.mark.parametrize("n", [0, 1, 33])
+def test_sessions_that_share_memory_leave_each_others_outputs_alone(n: int) -> None:
+    rows = np.arange(3 * n, dtype=np.float32).reshape(n, 3)
+    with OrtSession(model(), shared=True) as one, OrtSession(model(), shared=True) as other:
+        first = one.run({"a": rows, "b": rows})
+        second = other.run({"a": rows + 1, "b": rows})
+        one.run({"a": rows + 5, "b": rows})
+        one.close()
+        assert (first["sum"] == 2 * rows).all()
+        assert (second["sum"] == 2 * rows + 1).all()
+        assert (other.run({"a": rows, "b": rows + 3})["sum"] == 2 * rows + 3).all(), "also when another is closed"
+
+
 @pytest.mark.parametrize(
     ("feeds", "part"),
     [
