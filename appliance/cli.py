@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -62,15 +63,15 @@ def flash(named: Sequence[str], file: Path | None, bundle: Path | None, built: S
     if len(boxes) > 1:
         _print_outcomes(outcomes)
     if failed := [outcome for outcome in outcomes if not outcome.good]:
-        first = f"{failed[0].box}: {failed[0].said}" if len(boxes) == 1 else f"{len(failed)} of {len(boxes)} boxes"
-        raise BackendError(f"not flashed: {first}")
+        raise BackendError(failed[0].said if len(boxes) == 1 else f"{len(failed)} of {len(boxes)} boxes failed")
 
 
 def _print_outcomes(outcomes: Sequence[Outcome]) -> None:
     table = Table("box", "from", "to", "seconds", "outcome")
+    for name in table.columns[:3]:
+        name.overflow = "fold"  # a cut name is no name
     table.columns[3].justify = "right"
     for each in outcomes:
         said = escape(f"{'good' if each.good else 'failed'}: {each.said}")
         table.add_row(escape(each.box), each.before, each.after, f"{each.seconds:.0f}", said)
-    console = Console()
-    console.print(table, width=None if console.is_terminal else WIDTH)
+    (Console() if sys.stdout.isatty() else Console(width=WIDTH)).print(table)

@@ -21,10 +21,10 @@ Say = Callable[[str], None]
 AT_ONCE = 4  # boxes: the rest wait, as the line to them is mostly one
 BACK_S = 120.0  # how long a box whose connection went is called again
 _RETRY_S = 2.0
-# A release is the wheels for one Python, unpacked, and the bundle, which are hard links to the package's: measured.
-UNPACKED = 2.0  # times what the package installs
+RELEASE = 500.0  # MB of the wheels for one Python, unpacked; measured 443; the bundle is links to the package's
 
 # What a box is asked first. A folder that is not there yet is asked about where it will be.
+NAMES = ("arch", "python", "uid", "sudo", "current", "free_copy", "free_package", "free_release")
 FACTS = r"""
 export LC_ALL=C
 there() { p=$1; while [ ! -d "$p" ]; do p=$(dirname "$p"); done; echo "$p"; }
@@ -43,8 +43,9 @@ SERVES = r"""
 export LC_ALL=C
 [ ! -d /opt/lookout ] || flock /opt/lookout true
 current=$(readlink /opt/lookout/current) || { echo nothing; exit 0; }
-[ -d /run/systemd/system ] && state=", $(systemctl is-active lookout.service)"
-echo "$(basename "$current")$state"
+[ -d /run/systemd/system ] && state=$(systemctl is-active lookout.service)
+[ "$state" = active ] && state=
+echo "$(basename "$current")${state:+, but it is $state}"
 """
 
 
@@ -106,7 +107,8 @@ class _Visit:
     def make(self, image: Image, say: Say) -> str:
         """-> what is to be said in the end. Raises LookoutError, OSError."""
         with Ssh(self.box) as ssh:
-            facts = dict(line.split("=", 1) for line in ssh.ask(FACTS).splitlines() if "=" in line)
+            told = dict(line.split("=", 1) for line in ssh.ask(FACTS).splitlines() if "=" in line)
+            facts = {**dict.fromkeys(NAMES, ""), **told}
             self.before = self.after = facts["current"] or "nothing"
             say(f"{facts['arch'] or 'no Debian'}, Python {facts['python'] or 'none'}, {self.before} serves")
             sudo = self._checked(facts)
@@ -125,15 +127,24 @@ class _Visit:
             release = ssh.ask("cat /usr/lib/lookout/payload/release").strip()
             say(f"activating {release}")
             command = f"{sudo}/opt/lookout/releases/{release}/venv/bin/edge activate {release}"
-            code = ssh.stream(f"{command} 2>&1", say)
+            errors = list[str]()
+
+            def listen(line: str) -> None:
+                say(line)
+                if line.strip().startswith("error: "):
+                    errors.append(line.strip().removeprefix("error: "))
+
+            code = ssh.stream(f"{command} 2>&1", listen)
             if code != LOST:
                 self.after = ssh.ask(SERVES, seconds=None).strip()
         if code == LOST:
             say("the connection is gone; the box goes on by itself, and is called again")
+            self.after = "?"
             self.after = self._called_again(say)
-            code = 0 if self.after in (release, f"{release}, active") else 1
+            code = self.after != release
         if code:
-            raise BackendError(f"{release} was not activated; {self.after} serves")
+            why = f": {errors[-1]}" if errors else ""
+            raise BackendError(f"{release} was not activated{why}; {self.after} serves")
         return f"{self.after} serves"
 
     def _checked(self, facts: dict[str, str]) -> str:
@@ -157,10 +168,12 @@ class _Visit:
     def _check_space(self, facts: dict[str, str], deb: Path) -> None:
         """Raises BackendError where a disk of the box is too small for what is to come."""
         installed = int(field_of(deb, "Installed-Size")) / 1000 * 1.024  # MB
-        wanted = {"copy": deb.stat().st_size / 1e6, "package": installed, "release": UNPACKED * installed}
+        wanted = {"copy": deb.stat().st_size / 1e6, "package": installed, "release": RELEASE}
         need, free = dict[str, float](), dict[str, float]()
         for what, size in wanted.items():
             kib, _, mount = facts[f"free_{what}"].partition(" ")
+            if not kib.isdigit():
+                raise BackendError(f"{self.box}: df does not say how much is free", got=facts[f"free_{what}"])
             free[mount] = int(kib) / 1000 * 1.024
             need[mount] = need.get(mount, 0.0) + size
         for mount, size in need.items():
