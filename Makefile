@@ -91,6 +91,7 @@ chaos: setup
 
 bench: setup
 	$(BIN)/python -m tests.bench
+	$(BIN)/python -m tests.bench.start
 	$(BIN)/python -m tests.bench.tracking
 	$(BIN)/python -m tests.bench.looks
 	$(BIN)/python -m tests.bench.delivery
