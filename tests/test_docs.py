@@ -82,6 +82,7 @@ NOT_RUN = {
     "curl": "asks what runs",
     "python -m pip": "downloads",
     "python -m appliance image": "downloads",
+    "python -m appliance flash": "needs boxes",
     "python -m export sample": "may download",
     "python -m export engines": "needs a GPU and TensorRT",
     "edge activate": "changes the releases of a box",
