@@ -89,7 +89,7 @@ class GStreamer:
         self._url, self._timeout = source, timeout
         self._latest: float | None = None  # monotonic; of the call, then of the latest picture
         self._sample: Any = None
-        self._problem: CaptureError | None = None  # found by a thread of GStreamer's
+        self._problem = ""  # in words, perhaps found by a thread of GStreamer's
         address = parted(source)
         self._pipeline = gst.Pipeline.new(None)
         self._source, self._sink = _made(gst, "rtspsrc"), _made(gst, "appsink")
@@ -131,7 +131,7 @@ class GStreamer:
         while (message := self._bus.pop()) is not None:
             self._heard(message)
         if self._problem:
-            raise self._problem
+            raise CaptureError(self._problem)
         if time.monotonic() - self._latest > self._timeout:
             raise CaptureError(f"no picture for {self._timeout:g} s")
         return False
@@ -171,7 +171,7 @@ class GStreamer:
             if not good or pad.link(elements[0].get_static_pad("sink")) != self._gst.PadLinkReturn.OK:
                 raise CaptureError(f"GStreamer cannot decode its {encoding}")
         except CaptureError as error:
-            self._problem = error
+            self._problem = str(error)
 
     def _heard(self, message: Any) -> None:
         """What the pipeline tells. Only the first error counts: those behind it are its consequences.
@@ -179,9 +179,9 @@ class GStreamer:
         Never in its own words, as they may hold the address.
         """
         if message.type == self._gst.MessageType.EOS:
-            self._problem = self._problem or CaptureError("broke off")
+            self._problem = self._problem or "broke off"
         elif message.type == self._gst.MessageType.ERROR and not self._problem:
-            self._problem = CaptureError(self._in_words(message.parse_error()[0]))
+            self._problem = self._in_words(message.parse_error()[0])
 
     def _in_words(self, error: Any) -> str:
         codes = self._gst.ResourceError

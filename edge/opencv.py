@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Generator
 from typing import cast
 
@@ -13,17 +14,24 @@ from edge.errors import CaptureError
 from edge.knock import knock
 from edge.values import Image
 
-# By itself FFmpeg prints many lines, some with a camera's password in them; what matters is said here. Its level is
-# read when the first video is opened.
+# By itself FFmpeg prints many lines, some with a camera's password in them; what matters is said here. It is read when
+# the first video is opened.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+# Over TCP, as is OpenCV's default. No picture is waited for just to learn how many come per second: on 10 per second
+# that takes 3 s, in which no other camera can be opened.
+os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", "rtsp_transport;tcp|fpsprobesize;0")
 
+THREADS = 2  # that decode one camera; with each one more its pictures come one later
 SLICE = 0.5  # s; the longest that a thread waits without a sign of life where this file does the waiting
 # OpenCV opens one network camera after the other, whichever thread asks; who waits here can say that it is alive.
 _OPENING = threading.Lock()
 
 
 class OpenCv:
-    """Reads one camera; a Reader of edge/live.py."""
+    """Reads one camera; a Reader of edge/live.py.
+
+    Its pictures keep the size with which the connection began: where the camera's change, OpenCV scales them.
+    """
 
     about = "FFmpeg, through OpenCV"
 
@@ -40,7 +48,12 @@ class OpenCv:
         """
         for _ in self._opening:
             return False
-        if not self._capture.grab():
+        begun = time.monotonic()
+        good = self._capture.grab()
+        # Out of time FFmpeg still gives what its threads hold back, a picture for each time-out.
+        if not self._source.isdecimal() and time.monotonic() - begun >= self._timeout:
+            raise CaptureError(f"no picture for {self._timeout:g} s")
+        if not good:
             raise CaptureError("broke off")
         return True
 
@@ -66,6 +79,7 @@ class OpenCv:
             try:
                 limit = int(self._timeout * 1000)
                 limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, limit, cv2.CAP_PROP_READ_TIMEOUT_MSEC, limit]
+                limits += [cv2.CAP_PROP_N_THREADS, THREADS]
                 self._capture.open(self._source, cv2.CAP_FFMPEG, limits)
             finally:
                 _OPENING.release()

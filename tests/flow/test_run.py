@@ -29,7 +29,7 @@ DEADLINE = 60  # s
 NOWHERE = "tcp://127.0.0.1:1"  # where nobody listens
 
 
-def config(folder: Path, bundle: Path, source: Path, more: str = "", address: str = NOWHERE) -> Path:
+def config(folder: Path, bundle: Path, source: Path | str, more: str = "", address: str = NOWHERE) -> Path:
     path = folder / "edge.toml"
     path.write_text(
         f'device = "box"\nbundle = "{bundle}"\n[[camera]]\nname = "pan"\nsource = "{source}"\n'

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edge.errors import CaptureError
-from edge.live import FIRST_CURE, HELD, LONGEST_DELAY, STUCK, Live, fit
+from edge.live import HELD, LONGEST_DELAY, STUCK, Live, fit
 from edge.pace import Pace
 from edge.steps import Step
 from edge.values import Image
