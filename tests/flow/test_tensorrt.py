@@ -306,7 +306,7 @@ def described(bundle: Path, board: Board, video: Path, backend: str) -> list[Des
     with board.here(), open_sessions(opened, backend) as on:  # type: ignore[arg-type]
         facts = opened.manifest
         built = {one.network: one.fingerprint.short() for one in facts.engines.values()}
-        assert on.engines == (built if backend == "tensorrt" else {})
+        assert on.engines == ({} if backend == "onnxruntime" else built)
         detector = Detector(on.detector, facts.detector, config.detect, config.track.low, on.imaging)
         assert on.smaller is not None
         assert facts.smaller is not None

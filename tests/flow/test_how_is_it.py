@@ -144,7 +144,7 @@ def test_a_box_from_its_start_to_its_end(mini: Path, tmp_path: Path) -> None:
     assert status["versions"]["runtime"].startswith("ONNX Runtime ")
     assert status["outlet"]["delivery"]["connected"] is True
     # what only some machines have, or only sometimes
-    rare = {"temperature_celsius", "gpu_load_ratio", "clock_synchronised", "ladder_level", "frames_dropped_total"}
+    rare = {"temperature_celsius", "gpu_load_ratio", "clock_synchronised", "frames_dropped_total"}
     assert {name for expression in asked() for name in expression} - names <= {f"lookout_{name}" for name in rare}
 
 
