@@ -199,6 +199,12 @@ def test_files_named_in_passing_exist(doc: Path) -> None:
         assert list(ROOT.glob(path.rstrip("/"))), f"{path}: no such file"
 
 
+def test_every_alarm_says_what_to_do() -> None:
+    alarms = re.findall(r"alert: (\w+)", (ROOT / "configs/alerts-lookout.yml").read_text(encoding="utf-8"))
+    told = re.findall(r"^### (Lookout\w+)$", PROSE[ROOT / "docs/operations.md"], re.MULTILINE)
+    assert sorted(told) == sorted(alarms)
+
+
 def test_the_readme_shows_a_picture() -> None:
     (picture,) = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", PROSE[ROOT / "README.md"])
     assert 50_000 < (ROOT / picture).stat().st_size < 1_200_000
