@@ -11,7 +11,7 @@ from time import monotonic
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
@@ -262,6 +262,7 @@ def test_the_load_of_a_gpu(tmp_path: Path, file: str, text: str, load: float | N
 NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)
 
 
+@settings(max_examples=40)
 @given(names=st.lists(NAMES, max_size=5, unique=True), reason=NAMES)
 def test_any_name_comes_through(names: list[str], reason: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     """What a camera, a drop or a device is called is the operator's, or comes from the wire."""
