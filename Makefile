@@ -5,13 +5,14 @@ MODELS ?= full
 BUNDLE ?= $(if $(wildcard engines/$(MODELS)),engines/$(MODELS),engines/mini)
 BIN := .venv/bin
 EVENTS ?= 100000
+MINUTES ?= 60
 STORE := out/results.db
 ADDRESS := tcp://127.0.0.1:5577
 
 # On a Jetson TensorRT comes with the system; elsewhere nothing of the system's Python is needed.
 SEEN = $(shell $(PYTHON) -c 'import importlib.util as u; print("--system-site-packages" if u.find_spec("tensorrt") else "")')
 
-.PHONY: setup run test check lint export image flash collect test-gpu bench bench-gpu chaos clean
+.PHONY: setup run test check lint export image flash collect test-gpu bench bench-gpu chaos soak clean
 .DEFAULT_GOAL := run
 
 setup: .venv/ready
@@ -43,6 +44,7 @@ test: check .venv/compilers .venv/system
 	@touch $@
 
 # A Debian of its own, ssh, and an RTSP server with what it encodes by: some tests' alone, which are skipped without.
+# The system's gi is for the system's Python, but works in any of the same 3.x.
 SYSTEM := debootstrap iproute2 openssh-client systemd-container python3-gi gir1.2-gst-rtsp-server-1.0 \
   gstreamer1.0-plugins-good gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly gstreamer1.0-libav
 
@@ -52,6 +54,9 @@ SYSTEM := debootstrap iproute2 openssh-client systemd-container python3-gi gir1.
 	done; \
 	if [ "$$(id -u)" = 0 ] && [ -n "$$missing" ] && command -v apt-get >/dev/null; then \
 	  apt-get update --quiet=2 && apt-get install --quiet=2 --yes --no-install-recommends $$missing && missing=; fi; \
+	version='import sys; print(sys.version_info[:2])'; gi=/usr/lib/python3/dist-packages/gi; \
+	if [ -d $$gi ] && [ "$$(/usr/bin/python3 -c "$$version")" = "$$($(BIN)/python -c "$$version")" ]; then \
+	  ln -sfn $$gi "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/gi"; fi; \
 	if [ -z "$$missing" ]; then touch $@; \
 	else echo "tests are skipped that need root and these of Debian's packages:$$missing" >&2; fi
 
@@ -89,11 +94,17 @@ collect: setup
 chaos: setup
 	$(BIN)/python -m tests.chaos --events $(EVENTS) $(if $(SEED),--seed $(SEED))
 
+# A box before four cameras, with faults: make soak MINUTES=10 SEED=7
+soak: setup
+	@$(BIN)/python -m export build configs/models-mini.toml
+	$(BIN)/python -m tests.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+
 bench: setup
 	$(BIN)/python -m tests.bench
 	$(BIN)/python -m tests.bench.start
 	$(BIN)/python -m tests.bench.tracking
 	$(BIN)/python -m tests.bench.looks
+	$(BIN)/python -m tests.bench.motion
 	$(BIN)/python -m tests.bench.delivery
 	$(BIN)/python -m tests.bench.nats
 

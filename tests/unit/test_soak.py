@@ -1,0 +1,92 @@
+"""What a soak goes by: a leak is found, noise and spikes are none, and its plan leaves time to recover."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from tests.soak.judge import BLOCKS, trend
+from tests.soak.plan import COLLECTOR_UNTIL, QUIET, REST, plan_from_seed
+
+KINDS = {"rtsp-1": ("stop", "stall", "removed"), "http-1": ("freeze", "size")}
+SECONDS = np.arange(0, 480, 2.0)  # a soak of ten minutes, once it is warm
+
+
+def resembling(random: np.random.Generator, size: float, memory: float = 0.9) -> NDArray[np.float64]:
+    """Noise whose neighbours resemble each other, of this standard deviation."""
+    steps = random.normal(0, size * np.sqrt(1 - memory**2), len(SECONDS))
+    values = [random.normal(0, size)]
+    for step in steps[1:]:
+        values.append(memory * values[-1] + step)
+    return np.array(values)
+
+
+@pytest.mark.parametrize("leak", [12.0, 24.0])  # MiB in the time, of which 6 are allowed
+def test_a_leak_is_found(leak: float) -> None:
+    for seed in range(30):
+        noise = resembling(np.random.default_rng(seed), 1.0)
+        found = trend(SECONDS, 200 + leak * SECONDS / SECONDS[-1] + noise)
+        assert found.grew(6), seed
+        assert found.slope == pytest.approx(leak / found.hours, rel=0.5)
+        assert found.low < found.slope < found.high
+
+
+def test_a_leak_by_steps_is_found() -> None:
+    """A file that stays open after each of a dozen faults."""
+    found = trend(SECONDS, 30 + SECONDS // 40)
+    assert found.grew(2)
+    assert (found.first, found.last) == (30, 41)
+
+
+def test_noise_and_a_rise_that_is_allowed_are_none() -> None:
+    for seed in range(100):
+        noise = resembling(np.random.default_rng(seed), 2.0)
+        assert not trend(SECONDS, 200 + 2 * SECONDS / SECONDS[-1] + noise).grew(6), seed
+
+
+def test_spikes_are_no_leak_even_late_ones() -> None:
+    values = np.full(len(SECONDS), 30.0)
+    values[-60::4] += 500
+    assert not trend(SECONDS, values).grew(2)
+
+
+def test_what_shrinks_or_stays_is_flat() -> None:
+    for values in (np.full(len(SECONDS), 7.0), 100 - SECONDS / 10):
+        found = trend(SECONDS, values)
+        assert not found.grew(0)
+        assert found.slope <= 0
+
+
+def test_too_few_values_are_refused() -> None:
+    with pytest.raises(ValueError, match=f"at least {BLOCKS}"):
+        trend([0.0, 1.0], [1.0, 1.0])
+
+
+@given(st.integers(0, 1_000_000), st.floats(300, 3600))
+@settings(max_examples=50)
+def test_a_plan_has_every_target_and_leaves_time_to_recover(seed: int, seconds: float) -> None:
+    faults = plan_from_seed(seed, seconds, KINDS)
+    assert faults == plan_from_seed(seed, seconds, KINDS)
+    assert {"collector"} <= {fault.target for fault in faults} <= {*KINDS, "collector", "wire", "box"}
+    assert [fault.at for fault in faults] == sorted(fault.at for fault in faults)
+    for target in {fault.target for fault in faults}:
+        own = [fault for fault in faults if fault.target == target]
+        assert all(later.at >= before.ends + REST for before, later in pairwise(own))
+    for fault in faults:
+        assert fault.at >= QUIET
+        assert fault.ends + REST < seconds
+        assert fault.target != "collector" or fault.at < COLLECTOR_UNTIL * seconds
+
+
+def test_a_long_plan_has_every_kind() -> None:
+    done = {(fault.target, fault.kind) for fault in plan_from_seed(3, 3600, KINDS)}
+    assert {(target, kind) for target, kinds in KINDS.items() for kind in kinds} <= done
+    assert {kind for target, kind in done if target == "wire"} == {
+        "refuse", "blackhole", "delay", "reset", "half-open", "cut"
+    }  # fmt: skip
+    assert {"zoned", "bad-config"} == {kind for target, kind in done if target == "box"}
