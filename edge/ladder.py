@@ -53,8 +53,9 @@ class Ladder:
 
     def configure(self, config: LoadConfig, max_crops: int) -> None:
         """Go by these from now on; the step stays."""
-        self._config, self._steps = config, _steps(config.max_fps, max_crops, self._smaller)
-        self._level = min(self._level, len(self._steps) - 1)
+        steps = _steps(config.max_fps, max_crops, self._smaller)
+        self._level = min(self._level, len(steps) - 1)  # first, as other threads may look
+        self._config, self._steps = config, steps
 
     @property
     def limits(self) -> Limits:
