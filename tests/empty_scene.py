@@ -52,7 +52,8 @@ class EmptyScene:
             before = np.maximum.accumulate(np.where(strip, -9999, times), axis=0)
             after = np.minimum.accumulate(np.where(strip, 19999, times)[::-1], axis=0)[::-1]
             nearest = np.where(times - before <= after - times, before, after)
-            self.empty[:, rows] = np.take_along_axis(pixels, nearest.astype(np.intp), axis=0)
+            nearest = np.clip(nearest, 0, len(strip) - 1).astype(np.intp)  # where somebody always is: one picture
+            self.empty[:, rows] = np.take_along_axis(pixels, nearest, axis=0)
 
     def _about(self, box: Floats, margin: int) -> tuple[slice, slice]:
         height, width = self.real.shape[1:]

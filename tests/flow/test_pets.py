@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +12,19 @@ import pytest
 
 from edge.backend import open_session
 from edge.bundle import IMAGE, SMALLER, open_bundle
-from edge.config import DescribeConfig, DetectConfig
+from edge.config import DescribeConfig, DetectConfig, MotionConfig
 from edge.describe import Describer
 from edge.detect import Detector
 from edge.encode import Encoder
 from edge.errors import CaptureError
 from edge.images import read_image
-from edge.values import Frame
+from edge.motion import MotionGate
+from edge.values import Frame, Image
 from export.samples import find_sample
 from export.weights import cache_folder
+from tests.empty_scene import EmptyScene
 from tests.flow.conftest import PICTURE
+from tests.mot import FRAMES_A_SECOND, identities_from
 from tests.pets import TRUTH, frames_of, precision_and_recall, truth_from
 
 # frame 650's people: x1 y1 x2 y2 in px, from the benchmark's true boxes
@@ -84,3 +89,28 @@ def test_people_outside_the_zones_of_their_camera_are_not_told_of(mini: Path, de
     assert 0 < sum(below) < len(below)
     assert zoned.people.boxes.tolist() == not_zoned.people.boxes[below].tolist()
     assert zoned.skipped == 0
+
+
+@pytest.mark.skipif(not TRUTH.exists(), reason="needs ../shared/data/pets/gt.txt")
+def test_the_motion_gate_sees_everybody_and_closes_where_nobody_is() -> None:
+    """Each person alone, at once after a minute without anybody; the gate holds for no time."""
+    try:
+        scene = EmptyScene(find_sample(cache=cache_folder()), identities_from(TRUTH), 200)
+    except CaptureError as error:
+        pytest.skip(f"needs the sample video: {error}")
+    scene.empty[:, :130, 690:] = scene.empty[0, :130, 690:]  # a car that somebody loads, whom the truth does not have
+    gate, step = MotionGate(MotionConfig(enabled=True, hold_s=0.01)), 5
+
+    def wanted(gate: MotionGate, number: int, picture: Image) -> bool:
+        return gate.wanted(Frame("pets", number, number / FRAMES_A_SECOND, picture), False)
+
+    nobody = [
+        wanted(gate, number, picture) for number, picture in enumerate(islice(scene.nobody(), 600)) if not number % step
+    ]
+    assert nobody[60:].count(False) >= 30, "traces of those taken out are left in so short a part of the video"
+    persons = sorted({int(one) for ids, _ in scene.truth.values() for one in ids})
+    assert len(persons) > 5
+    for person in persons:
+        before = deepcopy(gate)
+        alone = [wanted(before, 600 + number, picture) for number, picture in list(scene.alone(person))[::step]]
+        assert all(alone), f"person {person}"
