@@ -24,7 +24,7 @@ from edge.golden import Golden
 from tests.flow.conftest import PICTURE, ROOT, starter
 from tests.http_camera import http_camera, quiet_scenes
 
-WATCHDOG = 6.0  # s
+WATCHDOG = 9.0  # s
 DEADLINE = 90.0  # s
 
 
