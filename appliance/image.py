@@ -182,8 +182,8 @@ def pack(tree: Path, deb: Path, epoch: int, console: Console) -> None:
             path.chmod(MODES.get(str(path.relative_to(tree)), 0o755 if path.is_dir() else 0o644))
         os.utime(path, (epoch, epoch), follow_symlinks=False)
     began = time.monotonic()
-    # wheels and weights hardly compress: the least effort is nearly as small, and much sooner done
-    command = ["dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "--build", str(tree), str(deb)]
+    # wheels and weights hardly compress: the least effort is nearly as small, in a second; every dpkg of a box reads it
+    command = ["dpkg-deb", "--root-owner-group", "-Zzstd", "-z1", "--build", str(tree), str(deb)]
     with console.status(f"packing {deb}"):
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, env={**os.environ, "SOURCE_DATE_EPOCH": str(epoch)}
