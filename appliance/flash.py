@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess
 import time
@@ -21,6 +22,7 @@ Say = Callable[[str], None]
 AT_ONCE = 4  # boxes: the rest wait, as the line to them is mostly one
 BACK_S = 120.0  # how long a box whose connection went is called again
 _RETRY_S = 2.0
+_ERROR = re.compile(r"\s*(?:[\d.]+ s\s+)?error: (.*)")  # of edge activate, or of what it calls
 RELEASE = 500.0  # MB of the wheels for one Python, unpacked; measured 443; the bundle is links to the package's
 
 # What a box is asked first. A folder that is not there yet is asked about where it will be.
@@ -131,8 +133,8 @@ class _Visit:
 
             def listen(line: str) -> None:
                 say(line)
-                if line.strip().startswith("error: "):
-                    errors.append(line.strip().removeprefix("error: "))
+                if found := _ERROR.match(line):
+                    errors.append(found[1])
 
             code = ssh.stream(f"{command} 2>&1", listen)
             if code != LOST:
@@ -143,7 +145,7 @@ class _Visit:
             self.after = self._called_again(say)
             code = self.after != release
         if code:
-            why = f": {errors[-1]}" if errors else ""
+            why = f": {errors[0]}" if errors else ""  # the first is the cause of the others
             raise BackendError(f"{release} was not activated{why}; {self.after} serves")
         return f"{self.after} serves"
 
