@@ -268,23 +268,21 @@ class Cameras:
                 camera.drop(step.dropped)
             if step.picture or step.dropped == "paced":
                 camera.note(frames=before.frames + 1, frame_at=time.monotonic())
+            if step.picture:
+                self._offer(camera, Frame(before.name, before.frames, *step.picture))
         self._log(camera.state, before.phase, step)
-        if step.picture:
-            self._offer(camera, Frame(before.name, before.frames, *step.picture))
 
     def _offer(self, camera: _Camera, frame: Frame) -> None:
-        """Put a frame where next() finds it."""
-        with self._changed:
-            while not camera.state.live and not self._changed.wait_for(
-                lambda: camera.stopped or not camera.frame, BEAT
-            ):
+        """Put a frame where next() finds it; the caller holds the condition."""
+        if not camera.state.live:
+            while not self._changed.wait_for(lambda: camera.stopped or not camera.frame, BEAT):
                 camera.note()
-            if camera.stopped:
-                return
-            if camera.frame:
-                camera.drop("replaced")
-            camera.frame = frame
-            self._changed.notify_all()
+        if camera.stopped:
+            return
+        if camera.frame:
+            camera.drop("replaced")
+        camera.frame = frame
+        self._changed.notify_all()
 
     def _log(self, state: CameraState, before: Phase, step: Step) -> None:
         extra = {"camera": state.name}

@@ -14,9 +14,6 @@ from edge.opencv import OpenCv
 
 logger = logging.getLogger(__name__)
 
-PACKAGES = (
-    "python3-gi gir1.2-gst-plugins-base-1.0 gstreamer1.0-plugins-good gstreamer1.0-plugins-bad gstreamer1.0-libav"
-)
 Call = Callable[[str, float], Reader]  # source, timeout in seconds
 
 
@@ -39,15 +36,13 @@ class Decoders:
         return gstreamer.GStreamer if self._gstreamer else OpenCv
 
     def _by_gstreamer(self) -> bool:
-        lacking = gstreamer.lacking()
         if self._wanted == "gstreamer":
-            if lacking:
-                remedy = f"`sudo apt install {PACKAGES}`, and a virtual environment made with --system-site-packages"
+            if lacking := gstreamer.lacking():
+                packages = f"{gstreamer.PACKAGES} gstreamer1.0-libav"
+                remedy = f"`sudo apt install {packages}`, and a virtual environment that sees the system's packages"
                 raise ConfigError(f"runtime.decoder: gstreamer cannot be used here: {lacking}", remedy=remedy)
             return True
-        if not lacking and gstreamer.on_chip():
-            return True
-        if jetson.l4t(self._root):
-            why = lacking or f"GStreamer has no {gstreamer.ON_CHIP[0]}"
+        why = gstreamer.off_chip()
+        if why and jetson.l4t(self._root):
             logger.warning("rtsp:// cameras are decoded by the CPU, not by this Jetson's decoder: %s", why)
-        return False
+        return not why

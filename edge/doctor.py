@@ -15,7 +15,7 @@ from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
-from edge import jetson, probes
+from edge import gstreamer, jetson, probes
 from edge.bundle import Bundle, open_bundle
 from edge.clock import kernel_clock
 from edge.config import CameraConfig, EdgeConfig
@@ -37,6 +37,7 @@ def look() -> Seen:
         "python": platform.python_version(),
         "apart": sys.prefix != sys.base_prefix and _kept_apart(Path(sys.prefix)),
         "synchronised": kernel_clock(),
+        "off_chip": gstreamer.off_chip(),
     }
     module = None
     try:
@@ -179,6 +180,7 @@ def _examined(config: EdgeConfig | None, root: Path, seen: Seen) -> Iterator[Fin
     yield from _told("GPU", lambda: probes.gpu(root, seen))
     yield from _told("TensorRT", lambda: probes.tensorrt(root, seen))
     yield from _told("Python", lambda: probes.python(root, seen))
+    yield from _told("video decoding", lambda: probes.decoding(root, seen))
     yield from _told("power mode", lambda: probes.power(root))
     yield from _told("GPU clock", lambda: probes.clocks(root))
     yield from _told("temperature", lambda: probes.temperature(root))

@@ -31,6 +31,7 @@ CHAINS = {
     "H265": ("rtph265depay", "h265parse", "avdec_h265"),
     "JPEG": ("rtpjpegdepay", "jpegdec"),
 }
+PACKAGES = "python3-gi gir1.2-gst-plugins-base-1.0 gstreamer1.0-plugins-good gstreamer1.0-plugins-bad"  # of Debian
 NEEDED = ("rtspsrc", "appsink", "videoconvert", *(name for chain in CHAINS.values() for name in chain))
 
 
@@ -63,6 +64,14 @@ def lacking() -> str | None:
 def on_chip() -> bool:
     """Whether NVIDIA's decoder can be used. Raises as load() does."""
     return all(load().ElementFactory.find(name) for name in ON_CHIP)
+
+
+def off_chip() -> str | None:
+    """Why NVIDIA's decoder is out of reach; None where it is not. Raises nothing."""
+    missing = lacking()
+    if not missing and not on_chip():
+        missing = f"GStreamer has no {' or no '.join(ON_CHIP)}"
+    return missing
 
 
 def about() -> str:

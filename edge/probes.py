@@ -9,6 +9,7 @@ from typing import Literal
 from edge import jetson
 from edge.bundle import Platform
 from edge.clock import judged
+from edge.gstreamer import PACKAGES
 from edge.jetson import version
 
 State = Literal["good", "note", "warning", "bad"]
@@ -39,7 +40,8 @@ class Seen:
     python: "3.10.12". apart: in a virtual environment that does not see the system's packages. gpus: how many the
     driver offers. gpu and the next two, memory in bytes: of the first, where it could be opened; refused: why not.
     binding: "cuda.bindings 12.9.0". cuda: what the driver supports. here: GPU and TensorRT together, as an engine's
-    fingerprint names them. synchronised: whether the kernel holds its clock to be right.
+    fingerprint names them. synchronised: whether the kernel holds its clock to be right. off_chip: why NVIDIA's decoder
+    of video is out of GStreamer's reach; None where it is not.
     """
 
     architecture: str = ""
@@ -55,6 +57,7 @@ class Seen:
     refused: str = ""
     here: Platform | None = None
     synchronised: bool | None = None
+    off_chip: str | None = ""
 
 
 def machine(root: Path, seen: Seen) -> Finding:
@@ -115,6 +118,19 @@ def python(root: Path, seen: Seen) -> Finding:
         say = f"JetPack {pack}'s TensorRT is for Python {wanted[0]}.{wanted[1]}: make the virtual environment with that"
         return Finding("Python", seen.python or UNKNOWN, "warning", say)
     return Finding("Python", seen.python or UNKNOWN)
+
+
+def decoding(root: Path, seen: Seen) -> Finding:
+    """Of rtsp:// cameras, as `[runtime] decoder = "auto"` chooses."""
+    if seen.off_chip is None:
+        return Finding("video decoding", "GStreamer, by NVIDIA's decoder")
+    if not jetson.l4t(root):
+        return Finding("video decoding", "FFmpeg, by the CPU")
+    say = (
+        f"this Jetson's own decoder is out of reach: {seen.off_chip or UNKNOWN}; `sudo apt install {PACKAGES} "
+        "nvidia-l4t-gstreamer`, and a virtual environment that sees the system's packages"
+    )
+    return Finding("video decoding", "FFmpeg, by the CPU", "warning", say)
 
 
 def power(root: Path) -> Finding | None:

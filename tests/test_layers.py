@@ -97,7 +97,7 @@ EDGE: dict[str, frozenset[str]] = {
     "load": frozenset({"config", "capture", "describe", "jetson", "ladder", "share"}),
     "clock": frozenset(),
     **dict.fromkeys(("jetson", "pairs", "reach"), WORDS | CONTRACTS),
-    "probes": WORDS | CONTRACTS | {"clock", "jetson"},
+    "probes": WORDS | CONTRACTS | {"clock", "gstreamer", "jetson"},
     "doctor": WORDS | CONTRACTS | DEVICES | {"clock", "gstreamer", "jetson", "pairs", "probes", "reach"},
     "serve": WORDS
     | CONTRACTS

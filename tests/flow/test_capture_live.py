@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -168,7 +169,7 @@ def test_a_silent_peer_is_noticed(scheme: str, silent: int) -> None:
 
 def test_a_camera_that_falls_silent_is_called_anew() -> None:
     with HttpCamera(frames=10) as camera, cameras(camera.url, timeout=0.5) as opened:
-        until(opened, "noticed the silence", lambda state: "broke off" in (state.error or ""))
+        until(opened, "noticed the silence", lambda state: "no picture for 0.5 s" in (state.error or ""))
         until(opened, "connected again", lambda state: state.frames > 10)
 
 
@@ -251,3 +252,44 @@ def test_an_interrupt_ends_a_program_whose_cameras_hang(silent: int) -> None:
         finally:
             program.kill()
     assert (program.returncode, out, errors) == (0, "interrupted\n", "")
+
+
+def test_a_camera_is_read_by_its_schedule_alone() -> None:
+    now = [datetime(2024, 1, 1, 6, 59)]
+    with HttpCamera(frames=10_000) as camera:
+        config = CameraConfig(name="a", source=camera.url, schedule=("Mon 07:00-19:00",))
+        with Cameras([config], today=lambda: now[0]) as opened:
+            until(opened, "off", lambda state: state.phase == "off")
+            assert opened.next(0.3) == []
+            now[0] = datetime(2024, 1, 1, 7, 0)
+            assert next_frames(opened)[0].number == 0
+            now[0] = datetime(2024, 1, 1, 19, 0)
+            off = until(opened, "off again", lambda state: state.phase == "off")
+            opened.next(0.0)
+            assert opened.next(0.3) == []
+            now[0] = datetime(2024, 1, 8, 12, 0)
+            until(opened, "on again", lambda state: state.frames > off.frames)
+            assert opened.states[0].reconnects == 1
+            assert not opened.done
+
+
+def test_a_paced_camera_gives_about_so_many_pictures() -> None:
+    with HttpCamera(frames=10_000) as camera, cameras(camera.url) as opened:
+        opened.pace(10.0)
+        start = until(opened, "up", lambda state: state.frames > 10)
+        later = until(opened, "100 more", lambda state: state.frames >= start.frames + 100)
+        paced = later.drops["paced"] - start.drops.get("paced", 0)
+        assert 80 <= paced <= 95
+        opened.pace(None)
+        start = until(opened, "all", lambda state: state.frames > later.frames + 10)
+        later = until(opened, "50 more", lambda state: state.frames >= start.frames + 50)
+        assert later.drops["paced"] == start.drops["paced"]
+
+
+def test_every_record_of_a_camera_says_whose_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    with HttpCamera(frames=3) as camera, cameras(camera.url, "http://127.0.0.1:1/", timeout=0.3) as opened:
+        deadline = time.monotonic() + SECONDS
+        while any(state.error is None for state in opened.states):
+            assert time.monotonic() < deadline, opened.states
+    assert {record.camera for record in caplog.records} == {"a", "b"}  # type: ignore[attr-defined]

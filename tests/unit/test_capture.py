@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import cv2
@@ -224,3 +225,64 @@ def test_whatever_stops_a_thread_is_a_failure() -> None:
     with cameras("9" * 30) as opened:  # no device number that OpenCV can take
         assert frames_of(opened) == []
         assert [str(error)[:21] for error in opened.failures] == ["camera 'a': error: Op"]
+
+
+# ---- a reload
+
+
+def named(**sources: Path | str) -> list[CameraConfig]:
+    return [CameraConfig(name=name, source=str(source)) for name, source in sources.items()]
+
+
+def test_after_a_reload_those_that_are_as_before_go_on(tmp_path: Path) -> None:
+    one, two, three = (write_video(tmp_path / f"{name}.avi", 6) for name in ("one", "two", "three"))
+    with Cameras(named(a=one, b=two)) as opened:
+        until_read(opened, 1)
+        assert {(frame.camera, frame.number) for frame in opened.next(SECONDS)} == {("a", 0), ("b", 0)}
+        until_read(opened, 2)
+        opened.replace(named(c=three, a=one))
+        assert [state.name for state in opened.states] == ["c", "a"]
+        frames = frames_of(opened)
+    assert [frame.number for frame in frames if frame.camera == "a"] == [1, 2, 3, 4, 5]
+    assert [frame.number for frame in frames if frame.camera == "c"] == [0, 1, 2, 3, 4, 5]
+    assert len(frames) == 11, "and none of b"
+
+
+def until_read(opened: Cameras, frames: int) -> None:
+    """So many frames were read of each."""
+    deadline = time.monotonic() + SECONDS
+    while min(state.frames for state in opened.states) < frames:
+        assert time.monotonic() < deadline, opened.states
+
+
+def test_another_source_under_the_same_name_begins_anew(tmp_path: Path) -> None:
+    one, two = write_video(tmp_path / "one.avi", 30), write_video(tmp_path / "two.avi", 4)
+    with Cameras(named(a=one)) as opened:
+        until_read(opened, 1)
+        opened.replace(named(a=two))
+        assert [frame.number for frame in frames_of(opened)] == [0, 1, 2, 3]
+        assert opened.states[0].frames == 4
+
+
+def test_a_reload_with_a_source_that_cannot_be_read_changes_nothing(tmp_path: Path) -> None:
+    one, two = write_video(tmp_path / "one.avi", 5), write_video(tmp_path / "two.avi", 4)
+    with Cameras(named(a=one)) as opened:
+        with pytest.raises(CaptureError, match=r"camera 'c': .*gone\.avi: No such file"):
+            opened.replace(named(b=two, c=tmp_path / "gone.avi"))
+        assert [frame.camera for frame in frames_of(opened)] == ["a"] * 5
+
+
+def test_a_reload_to_no_cameras_ends_all(tmp_path: Path) -> None:
+    with Cameras(named(a=write_video(tmp_path / "a.avi", 30))) as opened:
+        until_read(opened, 1)
+        opened.replace([])
+        assert opened.done
+        assert opened.states == []
+        assert opened.next(60.0) == []
+
+
+def test_files_have_neither_pace_nor_schedule(tmp_path: Path) -> None:
+    never = CameraConfig(name="a", source=str(write_video(tmp_path / "a.avi", 30)), schedule=("Mon 00:00-00:01",))
+    with Cameras([never], today=lambda: datetime(2024, 1, 2, 12)) as opened:  # a Tuesday
+        opened.pace(0.1)
+        assert len(frames_of(opened)) == 30

@@ -79,7 +79,7 @@ ORIN_NANO = {
 }
 ORIN_SEEN = Seen(
     architecture="aarch64", python="3.10.12", tensorrt="10.3.0", gpus=1, gpu="Orin", compute_capability="8.7",
-    memory=7802884 << 10, binding="cuda.bindings 12.6.2", cuda="12.6", here=ORIN, synchronised=True,
+    memory=7802884 << 10, binding="cuda.bindings 12.6.2", cuda="12.6", here=ORIN, synchronised=True, off_chip=None,
 )  # fmt: skip
 THOR = {
     "proc/device-tree/model": "NVIDIA Jetson AGX Thor Developer Kit\0",
@@ -92,7 +92,7 @@ THOR = {
 }
 THOR_SEEN = Seen(
     architecture="aarch64", python="3.12.3", tensorrt="10.13.3", gpus=1, gpu="NVIDIA Thor", compute_capability="11.0",
-    memory=1 << 36, binding="cuda.bindings 13.0.3", cuda="13.0", synchronised=True,
+    memory=1 << 36, binding="cuda.bindings 13.0.3", cuda="13.0", synchronised=True, off_chip="no element rtspsrc",
 )  # fmt: skip
 WORKSTATION = {
     "sys/class/dmi/id/product_name": "Tower 7\n",
@@ -125,6 +125,7 @@ def test_an_orin_nano_on_jetpack_6(tmp_path: Path) -> None:
         "GPU": ("Orin, sm_87, 7.4 GiB, through cuda.bindings 12.6.2", "good"),
         "TensorRT": ("10.3.0", "good"),
         "Python": ("3.10.12", "good"),
+        "video decoding": ("GStreamer, by NVIDIA's decoder", "good"),
         "power mode": ("0 (15W)", "note"),
         "GPU clock": ("306 MHz of 306 to 625", "note"),
         "temperature": ("49 °C (gpu-thermal)", "good"),
@@ -141,6 +142,8 @@ def test_a_thor_on_jetpack_7(tmp_path: Path) -> None:
     found = by_name(examine(None, tree(tmp_path, THOR), THOR_SEEN))
     assert found["JetPack"] == Finding("JetPack", "7.1 (Jetson Linux 38.4.0)")
     assert found["GPU clock"] == Finding("GPU clock", "1575 MHz of 1575 to 1575")
+    assert found["video decoding"].state == "warning"
+    assert "out of reach: no element rtspsrc; `sudo apt install python3-gi " in (found["video decoding"].say or "")
     assert found["Python"].state == found["memory"].state == found["known to go wrong"].state == "good"
     assert found["power mode"] == Finding("power mode", "unknown", "note")
 
@@ -151,6 +154,7 @@ def test_a_workstation_with_a_driver_and_nothing_for_python(tmp_path: Path) -> N
     assert "JetPack" not in found
     assert "power mode" not in found
     assert found["machine"].value == "Tower 7, x86_64"
+    assert found["video decoding"] == Finding("video decoding", "FFmpeg, by the CPU")
     assert found["NVIDIA driver"].value == "535.183.01"
     assert found["GPU"] == Finding("GPU", "1, not opened", "warning", "no Python binding for CUDA here; install one")
     assert found["TensorRT"].say == "`pip install tensorrt`"
