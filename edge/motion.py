@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Collection
 
 import cv2
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from edge.config import MotionConfig
 from edge.values import Floats, Frame, Image
 
-SIZE = (160, 120)  # px: a person 80 px high of 576 is 17 here, and a frame takes well under a millisecond
+SIZE = (160, 120)  # px: a person 80 px high of 576 is 17 here, and a frame takes about a millisecond
 USUAL_S, UNREST_S = 10.0, 60.0  # seconds in which what stays becomes usual, and what flutters is known for that
 LEAST, UNRESTS = 10.0, 4.0  # grey levels, and times a pixel's own unrest, by which it differs that has changed
 MOST = 2.0  # times that difference: more teaches nothing, as whoever walks by is not the pixel's own unrest
@@ -26,14 +27,15 @@ class MotionGate:
     spared: frames that were not wanted, by camera.
     """
 
-    def __init__(self, config: MotionConfig) -> None:
-        self._config = config
+    def __init__(self, config: MotionConfig, apart: Collection[str] = ()) -> None:
+        """apart: names of cameras whose pictures have nothing to do with each other: all of them are wanted."""
+        self.configure(config, apart)
         self._scenes: dict[str, _Scene] = {}
         self.spared: Counter[str] = Counter()
 
-    def configure(self, config: MotionConfig) -> None:
+    def configure(self, config: MotionConfig, apart: Collection[str] = ()) -> None:
         """Go by this from the next frames on."""
-        self._config = config
+        self._config, self._apart = config, frozenset(apart)
 
     def wanted(self, frame: Frame, watched: bool) -> bool:
         """Whether to look at this frame; call it with every frame of a camera, in order.
@@ -41,7 +43,7 @@ class MotionGate:
         watched: somebody is followed there now. A camera's first frames, for hold_s, are always wanted, and where
         motion.enabled is false every frame is.
         """
-        if not self._config.enabled:
+        if not self._config.enabled or frame.camera in self._apart:
             return True
         picture, at = _shrunk(frame.image), frame.captured_at
         scene = self._scenes.get(frame.camera)

@@ -78,7 +78,7 @@ class _Parts:
         """Put it into force. Raises ConfigError and CaptureError, before anything has changed."""
         check_sensitive(f"{self.path}: match.sensitive", wanted.match.sensitive, self.bundle)
         self.cameras.replace(wanted.camera)
-        self.gate.configure(wanted.motion)
+        self.gate.configure(wanted.motion, _apart(wanted))
         self.reporter.top_k = wanted.match.top_k
         sources = {camera.name: camera.source for camera in wanted.camera}
         changed = [camera.name for camera in running.camera if sources.get(camera.name) != camera.source]
@@ -112,7 +112,7 @@ def serve(
         Cameras(config.camera, decoder=config.runtime.decoder) as cameras,
         Watchdog(lambda: cameras.states) as watchdog,
     ):
-        facts, gate = bundle.manifest, MotionGate(config.motion)
+        facts, gate = bundle.manifest, MotionGate(config.motion, _apart(config))
         top_k, crops = config.match.top_k, config.publish.crops
         reporter = Reporter(config.device, facts.seal(), facts.files[IMAGE], top_k, crops, synchronised)
         load = Load(config.load, config.crop.max_per_frame, cameras, describer, outlet.say)

@@ -73,7 +73,7 @@ def people(scene: EmptyScene) -> Table:
         table.add_column(column, justify="right")
     names = {1: "as they are, 53 to 153 px of 576", 2: "half as large", 4: "a quarter as large"}
     for times, name in names.items():
-        for step in (1, 5, 10):
+        for step in (1, 5, 10) if times == 1 else (5,):
             found = [missed(scene, person, step, times) for person in persons]
             frames, still = sum(one.frames for one in found), sum(one.still for one in found)
             share = f"{still} ({still / frames:.2%})"

@@ -89,11 +89,13 @@ def told(outcome: Outcome) -> bool:
             )
     console.print(table)
     console.print(recoveries(outcome))
-    lines = outcome.faults_found()
+    lines = outcome.wrong()
     print(
         f"{len(outcome.faults)} faults; {outcome.described} frames described, {outcome.delivered} events delivered, "
         f"{outcome.stored} stored, gaps: {'some' if outcome.gaps else 'none'}"
     )
+    for name, drops in sorted(outcome.drops.items()):
+        print(f"{name}: not described: {', '.join(f'{count} {why}' for why, count in drops.items()) or 'none'}")
     for line in lines:
         print(f"  {line}")
     return good and not lines

@@ -70,7 +70,7 @@ class Recovery:
 
 @dataclass
 class Outcome:
-    """What a soak saw. unwell: whatever the box said that was no 200, or no answer at all."""
+    """What a soak saw. unwell: times at which the box did not answer, or said that it hangs. drops: by camera, why."""
 
     seed: int
     faults: Sequence[Fault]
@@ -78,20 +78,22 @@ class Outcome:
     recoveries: list[Recovery] = field(default_factory=list)
     unwell: list[str] = field(default_factory=list)
     ended: list[str] = field(default_factory=list)
+    drops: dict[str, Mapping[str, int]] = field(default_factory=dict)
     described: int = 0
     delivered: int = 0
     waiting: int = 0
     stored: int = 0
     gaps: str = ""
 
-    def faults_found(self) -> list[str]:
+    def wrong(self) -> list[str]:
         """What was not as it should be, a line each; the slopes are judged by others."""
         late = [one for one in self.recoveries if one.seconds is None or one.seconds > RECOVERED]
         found = [f"{one.fault}: no picture within {RECOVERED:.0f} s after it" for one in late]
         found += self.ended + self.unwell[:10]
         if self.gaps:
             found.append(f"events are missing: {self.gaps[:500]}")
-        if self.waiting or self.stored != self.delivered or self.stored < self.described:
+        # what was kept when the collector was stopped before it could say so is not among those delivered
+        if self.waiting or self.stored < max(self.delivered, self.described):
             found.append(
                 f"{self.described} frames described, {self.delivered} events delivered, {self.waiting} wait, "
                 f"{self.stored} stored"
@@ -289,6 +291,7 @@ class Soak:
         ages = {name: one["frame_age_s"] for name, one in cameras.items()}
         phases = {name: one["phase"] for name, one in cameras.items()}
         outcome.samples.append(Sample(now, self._box.usage(), self._collector.usage(), ages, phases))
+        outcome.drops.update({name: one["drops"] for name, one in cameras.items()})
         outcome.described = sum(one["described"] for one in cameras.values()) or outcome.described
         for one in outcome.recoveries:
             age, phase = ages.get(one.fault.target), phases.get(one.fault.target)
