@@ -110,7 +110,7 @@ def test_a_box_from_its_first_install_to_its_purge(box: Root, deb: Path, older: 
     first = release_of(older)
     assert current(box) == first
     assert f"{first} serves" in said
-    assert box.run("edge", "selftest", "--bundle", "/opt/lookout/current/bundle").count("onnxruntime") >= 2
+    assert box.run("edge", "selftest", "--bundle", "/opt/lookout/current/bundle").count("ONNX Runtime") >= 2
     assert (box.path / "etc/systemd/system/multi-user.target.wants/lookout.service").is_symlink()
     modes = box.run("stat", "--format=%A %U %G %n", "/etc/lookout", f"/{CONFIG}", "/var/lib/lookout").splitlines()
     assert modes == [
