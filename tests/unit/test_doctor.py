@@ -34,7 +34,7 @@ from edge.pairs import KNOWN_BAD, Versions, known_bad
 from edge.probes import Finding, Seen
 from edge.reach import reach
 from edge.values import Backend
-from tests.fakes import CONTENTS, manifest, sha256, write_bundle
+from tests.fakes import CONTENTS, SMALLER_FACTS, manifest, sha256, write_bundle
 
 SECRET = "hunter2"
 ORIN = Platform(tensorrt="10.3.0", compute_capability="8.7", gpu="Orin")
@@ -389,6 +389,14 @@ def test_engines_for_exactly_this_machine(bundle: Bundle) -> None:
     assert [one.name for one in found] == ["engine of detector.onnx", "engine of image.onnx"]
     assert {one.state for one in found} == {"good"}
     assert "cosine 0.9999; in fp32: attention" in found[1].value
+
+
+def test_a_smaller_detector_without_an_engine_is_bad_too(bundle: Bundle) -> None:
+    with_one = replace(bundle, manifest=bundle.manifest.model_copy(update={"smaller": SMALLER_FACTS}))
+    found = engines(with_one, ORIN_SEEN, "auto")
+    names = ["engine of detector.onnx", "engine of detector-smaller.onnx", "engine of image.onnx"]
+    assert [(one.name, one.state) for one in found] == list(zip(names, ["good", "bad", "good"], strict=True))
+    assert "make export" in (found[1].say or "")
 
 
 def test_engines_for_another_tensorrt_are_bad(bundle: Bundle) -> None:
