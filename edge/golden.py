@@ -10,7 +10,7 @@ import numpy as np
 
 from edge.backend import Pictures, Session
 from edge.boxes import iou
-from edge.bundle import DETECTOR, GOLDEN, MEND, SMALLER, Network, Precision
+from edge.bundle import DETECTOR, GOLDEN, MEND, Network, Precision
 from edge.errors import BundleError
 from edge.values import Floats, Image
 
