@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from edge.backend import Feed, TensorSpec
 from edge.bundle import Precision
 from edge.errors import BackendError
+
+# It is read when the library loads. Without it, 1.32 keeps an id of the machine and a database of what was run in the
+# home folder, and sends them to its maker; its own disable_telemetry_events() comes too late for the files.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+import onnxruntime as ort  # noqa: E402
 
 _DTYPES = {
     "tensor(uint8)": np.uint8,

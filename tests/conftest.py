@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -13,6 +14,7 @@ from hypothesis import settings
 
 from tests.fakes import write_bundle
 
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # also where a test loads ONNX Runtime without edge/ort.py
 settings.register_profile("lookout", deadline=None)  # on a busy machine a slow example is no mistake
 settings.load_profile("lookout")
 

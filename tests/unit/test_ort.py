@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -146,3 +149,17 @@ def test_real_and_fake_session_fit_the_protocol(one: Session) -> None:
                 assert list(inspect.signature(getattr(one, name)).parameters) == [
                     parameter for parameter in inspect.signature(wanted).parameters if parameter != "self"
                 ]
+
+
+def test_it_leaves_nothing_in_a_home_and_tells_nobody(tmp_path: Path, root: Path) -> None:
+    """Newer versions note every session there, and send it to their maker, unless they are told in time."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "graph.onnx").write_bytes(model())
+    told = ("HOME", "XDG_CACHE_HOME", "ORT_DISABLE_TELEMETRY")
+    env = {name: value for name, value in os.environ.items() if name not in told}
+    program = (
+        "import sys; from pathlib import Path; from edge.ort import OrtSession; OrtSession(Path(sys.argv[1])).close()"
+    )
+    words = [sys.executable, "-c", program, str(tmp_path / "graph.onnx")]
+    subprocess.run(words, cwd=root, env={**env, "HOME": str(tmp_path / "home")}, check=True, timeout=60)
+    assert list((tmp_path / "home").rglob("*")) == []
