@@ -17,10 +17,10 @@ from edge.bundle import Precision
 from edge.errors import BackendError
 
 # It is read when the library loads. Without it, 1.32 keeps an id of the machine and a database of what was run in the
-# home folder, and sends them to its maker; its own disable_telemetry_events() comes too late for the files.
+# home folder, and has what sends them to its maker; its own disable_telemetry_events() comes too late for the files.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
-import onnxruntime as ort  # noqa: E402
+import onnxruntime as ort
 
 _DTYPES = {
     "tensor(uint8)": np.uint8,
