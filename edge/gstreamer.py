@@ -22,7 +22,7 @@ from edge.errors import CaptureError
 from edge.knock import knock
 from edge.values import Image
 
-SLICE = 0.5  # s; the longest that grab() waits
+SLICE = 0.2  # s; the longest that grab() waits
 LATENCY = 200  # ms that packets out of order are waited for
 ON_CHIP = ("nvv4l2decoder", "nvvidconv")
 # By the name in a stream's description: what unpacks and what decodes it, with NVIDIA's decoder and without.
@@ -146,15 +146,21 @@ class GStreamer:
         return False
 
     def retrieve(self) -> Image | None:
-        """The picture that has come; None where it has no size."""
+        """The picture that has come; None where its size is not what it says."""
         facts = self._sample.get_caps().get_structure(0)
         (known, width), (too, height) = facts.get_int("width"), facts.get_int("height")
         buffer = self._sample.get_buffer()
-        data = buffer.extract_dup(0, buffer.get_size())
-        if not (known and too and width > 0 and height > 0) or len(data) % height or len(data) < 4 * width * height:
+        good, memory = buffer.map(self._gst.MapFlags.READ)  # extract_dup() takes 14 ms for 1080p, this 1 ms
+        if not good:
             return None
-        rows = np.frombuffer(data, np.uint8).reshape(height, -1)  # rows may be longer than their pixels
-        return cast(Image, cv2.cvtColor(rows[:, : 4 * width].reshape(height, width, 4), cv2.COLOR_BGRA2BGR))
+        try:
+            data = np.frombuffer(memory.data, np.uint8)
+            if not (known and too and width > 0 and height > 0) or len(data) % height or len(data) < 4 * width * height:
+                return None
+            rows = data.reshape(height, -1)[:, : 4 * width]  # they may be longer than their pixels
+            return cast(Image, cv2.cvtColor(rows.reshape(height, width, 4), cv2.COLOR_BGRA2BGR))
+        finally:
+            buffer.unmap(memory)
 
     def close(self) -> None:
         """Within a moment, also where the camera no longer answers."""
