@@ -16,8 +16,9 @@ from edge.backend import Feed, TensorSpec
 from edge.bundle import Precision
 from edge.errors import BackendError
 
-# It is read when the library loads. Without it, 1.32 keeps an id of the machine and a database of what was run in the
-# home folder, and has what sends them to its maker; its own disable_telemetry_events() comes too late for the files.
+# It is read when the library loads. Without it, every version since 1.29 sends what it runs to its maker, and keeps an
+# id of the machine and a database in the home folder (https://github.com/microsoft/onnxruntime/pull/27379); its own
+# disable_telemetry_events() comes too late.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 import onnxruntime as ort
