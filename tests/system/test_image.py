@@ -85,6 +85,10 @@ def release_of(deb: Path) -> str:
     return text.decode().strip()
 
 
+def enabled(root: Root) -> bool:
+    return (root.path / "etc/systemd/system/multi-user.target.wants/lookout.service").is_symlink()
+
+
 def configure(root: Root, video: Path) -> str:
     """What an operator changes: the camera, and the collector. -> the file's text"""
     shutil.copyfile(video, root.path / "var/lib/lookout/pan.avi")
@@ -98,7 +102,9 @@ def configure(root: Root, video: Path) -> str:
 def runs(root: Root) -> list[int]:
     """How many events of each run lie in the collector's store, none of them missing."""
     with closing(sqlite3.connect(f"file:{root.path}/var/lib/lookout/store.db?mode=ro", uri=True)) as store:
-        rows = store.execute("SELECT count(*), max(seq) - min(seq) + 1 FROM events GROUP BY epoch ORDER BY min(rowid)").fetchall()
+        rows = store.execute(
+            "SELECT count(*), max(seq) - min(seq) + 1 FROM events GROUP BY epoch ORDER BY min(rowid)"
+        ).fetchall()
     assert all(count == span for count, span in rows), rows
     return [count for count, _ in rows]
 
@@ -111,7 +117,7 @@ def test_a_box_from_its_first_install_to_its_purge(box: Root, deb: Path, older: 
     assert current(box) == first
     assert f"{first} serves" in said
     assert box.run("edge", "selftest", "--bundle", "/opt/lookout/current/bundle").count("ONNX Runtime") >= 2
-    assert (box.path / "etc/systemd/system/multi-user.target.wants/lookout.service").is_symlink()
+    assert enabled(box)
     modes = box.run("stat", "--format=%A %U %G %n", "/etc/lookout", f"/{CONFIG}", "/var/lib/lookout").splitlines()
     assert modes == [
         "drwxr-x--- root lookout /etc/lookout",
@@ -142,7 +148,10 @@ def test_a_box_from_its_first_install_to_its_purge(box: Root, deb: Path, older: 
     box.run("dpkg", "--remove", "lookout")
     assert not (box.path / HOME).exists()
     assert not (box.path / "usr/bin/edge").is_symlink()
-    assert not (box.path / "etc/systemd/system/multi-user.target.wants/lookout.service").is_symlink()
+    assert not enabled(box)
+    install(box, deb)
+    assert current(box) == second
+    assert enabled(box)
     assert (box.path / CONFIG).read_text(encoding="utf-8") == edited
     assert runs(box) == [here[0]] * 3
 
@@ -163,6 +172,7 @@ def test_what_stopped_halfway_is_finished_and_what_is_whole_is_left(box: Root, d
     assert current(box) == release_of(deb)
     release = box.path / HOME / "releases" / current(box)
     made = (release / "complete").stat().st_mtime_ns
+    box.run("systemctl", "disable", "lookout.service")
     once = snapshot(box)
 
     install(box, deb)
