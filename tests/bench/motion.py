@@ -39,10 +39,14 @@ console = Console(width=150)
 
 @dataclass(frozen=True)
 class Missed:
-    """frames: with somebody. still: of these, those in which it saw no motion. late: seconds to the first, at worst."""
+    """frames: with somebody. still: of these, those in which it saw no motion; closed: nor in the hold_s before.
+
+    late: seconds until the first in which it did.
+    """
 
     frames: int
     still: int
+    closed: int
     late: float
 
 
@@ -69,16 +73,16 @@ def main() -> int:
 def people(scene: EmptyScene) -> Table:
     persons = sorted({int(one) for ids, _ in scene.truth.values() for one in ids})
     table = Table("people", "frames/s", title=f"{len(persons)} people, each alone, after {ALONE_S} s of nobody")
-    for column in ("frames with them", "no motion seen", "first seen after, at worst"):
+    for column in ("frames with them", "no motion seen", "gate closed", "first seen after, at worst"):
         table.add_column(column, justify="right")
     names = {1: "as they are, 53 to 153 px of 576", 2: "half as large", 4: "a quarter as large"}
     for times, name in names.items():
         for step in (1, 5, 10) if times == 1 else (5,):
             found = [missed(scene, person, step, times) for person in persons]
-            frames, still = sum(one.frames for one in found), sum(one.still for one in found)
-            share = f"{still} ({still / frames:.2%})"
-            worst = max(one.late for one in found)
-            table.add_row(name, f"{FRAMES_A_SECOND / step:.0f}", str(frames), share, f"{worst:.1f} s")
+            frames, worst = sum(one.frames for one in found), max(one.late for one in found)
+            counts = sum(one.still for one in found), sum(one.closed for one in found)
+            shares = [f"{count} ({count / frames:.2%})" for count in counts]
+            table.add_row(name, f"{FRAMES_A_SECOND / step:.0f}", str(frames), *shares, f"{worst:.1f} s")
     return table
 
 
@@ -96,7 +100,9 @@ def missed(scene: EmptyScene, person: int, step: int, times: int) -> Missed:
         number += step
     seen = [gate.wanted(frame(mosaic(picture, empty, times), at), False) for at, picture in alone]
     first = seen.index(True) if True in seen else len(seen)
-    return Missed(len(seen), seen.count(False), first * step / FRAMES_A_SECOND)
+    held = round(CONFIG.hold_s * FRAMES_A_SECOND / step)  # frames
+    closed = sum(not any(seen[max(0, i - held) : i + 1]) for i in range(len(seen)))
+    return Missed(len(seen), seen.count(False), closed, first * step / FRAMES_A_SECOND)
 
 
 def mosaic(picture: Image, empty: Image, times: int) -> Image:
