@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections import deque
@@ -95,28 +96,29 @@ class WheelSet:
 
 
 def wheels_for(target: Target, project: Path, extra: str, folder: Path, tell: Tell) -> WheelSet:
-    """Fetch `project`, a wheel, with its `extra` and all that they need into `folder`, which is made.
+    """Gather `project`, a wheel, with its `extra` and all that they need in `folder`, which is made.
 
     Raises ConfigError where pip fails and no wheel is missing.
     """
-    asked = [f"{project}[{extra}]"]
+    own = {name_of(project): project}
     start = Requirement(f"{name_of(project)}[{extra}]")
+    # pip asks markers about the machine and the Python that it runs on: what the box's need is told it in words
+    asked = [_without_marker(one) for one, _ in _walk(target, start, own)][1:]
     while True:
         with TemporaryDirectory(dir=folder.parent) as place:
-            code, said = _download(target, asked, Path(place), tell)
+            code, said = _download(target, asked, Path(place), tell) if asked else (0, "")
             if code:
                 if missing := _missing(target, project, start, Path(place), tell):
                     return WheelSet(target, missing=missing)
                 raise ConfigError(f"{target}: pip found no wheels that fit together", got=last_words(said))
-            found = {name_of(wheel): wheel for wheel in Path(place).iterdir()}
+            found = {**own, **{name_of(wheel): wheel for wheel in Path(place).iterdir()}}
             needed = [requirement for requirement, _ in _walk(target, start, found)]
-            absent = [one for one in needed if canonicalize_name(one.name) not in found]
-            if not absent:
-                names = sorted({canonicalize_name(one.name) for one in needed})
+            unmet = [_without_marker(one) for one in needed if not _meets(found, one)]
+            if not unmet:
                 folder.mkdir()
-                return WheelSet(target, tuple(found[name].rename(folder / found[name].name) for name in names))
-            # pip asks markers about the Python that it runs on: what only the box's needs, it is told in words
-            asked += [_without_marker(one) for one in absent]
+                names = sorted({canonicalize_name(one.name) for one in needed})
+                return WheelSet(target, tuple(_copied(found[name], folder) for name in names))
+            asked += unmet
 
 
 def name_of(wheel: Path) -> str:
@@ -143,14 +145,14 @@ def _missing(target: Target, project: Path, start: Requirement, place: Path, tel
 def _walk(target: Target, start: Requirement, wheels: Mapping[str, Path]) -> Iterator[tuple[Requirement, str]]:
     """Every requirement that follows from `start` on the target, and who has it. It goes on behind each that has a
     wheel in `wheels`, which the caller may add to on the way."""
-    queue, seen = deque([(start, "the box")]), set[tuple[str, frozenset[str]]]()
+    queue, seen = deque([(start, "the box")]), set[str]()
     while queue:
         requirement, wanted_by = queue.popleft()
-        name = canonicalize_name(requirement.name)
-        if (name, frozenset(requirement.extras)) in seen:
+        if _without_marker(requirement) in seen:
             continue
-        seen.add((name, frozenset(requirement.extras)))
+        seen.add(_without_marker(requirement))
         yield requirement, wanted_by
+        name = canonicalize_name(requirement.name)
         if name not in wheels:
             continue
         for text in _requires(wheels[name]):
@@ -158,6 +160,15 @@ def _walk(target: Target, start: Requirement, wheels: Mapping[str, Path]) -> Ite
             extras = ["", *requirement.extras]
             if one.marker is None or any(one.marker.evaluate({**target.environment, "extra": it}) for it in extras):
                 queue.append((one, name))
+
+
+def _meets(wheels: Mapping[str, Path], requirement: Requirement) -> bool:
+    wheel = wheels.get(canonicalize_name(requirement.name))
+    return wheel is not None and requirement.specifier.contains(parse_wheel_filename(wheel.name)[1], prereleases=True)
+
+
+def _copied(wheel: Path, folder: Path) -> Path:
+    return Path(shutil.copyfile(wheel, folder / wheel.name))
 
 
 def _requires(wheel: Path) -> Sequence[str]:

@@ -104,6 +104,26 @@ def test_markers_are_those_of_the_box(index: Index, tmp_path: Path) -> None:
     ]
 
 
+def test_a_version_is_the_one_for_the_box(index: Index, tmp_path: Path) -> None:
+    """pip alone would take the one for the Python that builds: here of the project, and deeper."""
+    ranges = [
+        "{} <2; python_version < '3.11'",
+        "{} >=2,<3; python_version == '3.11'",
+        "{} >=3; python_version > '3.11'",
+    ]
+    project = index("project", requires=[*(one.format("near") for one in ranges), "between"])
+    index("between", requires=["far", "far <2; python_version < '3.11'"])
+    for name in ("near", "far"):
+        for version in ("1.0", "2.0", "3.0"):
+            index(name, version)
+    for target in TARGETS:
+        version = {"3.10": "1.0", "3.11": "2.0", "3.12": "3.0"}[target.python]
+        found = names(target, project, tmp_path / str(target))
+        assert [name[: -len("-py3-none-any.whl")] for name in found] == [
+            "between-1.0", f"far-{'1.0' if target.python == '3.10' else '3.0'}", f"near-{version}", "project-1.0",
+        ]  # fmt: skip
+
+
 def test_extras_of_what_is_needed_are_followed(index: Index, tmp_path: Path) -> None:
     project = index("project", requires=["one[more]; python_version < '3.11'", "one; python_version >= '3.11'"])
     index("one", requires=["two; extra == 'more'"])
