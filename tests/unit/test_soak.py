@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from tests.soak.__main__ import settled, told
 from tests.soak.judge import BLOCKS, trend
-from tests.soak.plan import COLLECTOR_UNTIL, QUIET, REST, plan_from_seed
+from tests.soak.picture import save
+from tests.soak.plan import COLLECTOR_UNTIL, QUIET, REST, Fault, plan_from_seed
+from tests.soak.run import Outcome, Recovery, Sample, Usage
 
 KINDS = {"rtsp-1": ("stop", "stall", "removed"), "http-1": ("freeze", "size")}
 SECONDS = np.arange(0, 480, 2.0)  # a soak of ten minutes, once it is warm
@@ -90,3 +96,62 @@ def test_a_long_plan_has_every_kind() -> None:
         "refuse", "blackhole", "delay", "reset", "half-open", "cut"
     }  # fmt: skip
     assert {"zoned", "bad-config"} == {kind for target, kind in done if target == "box"}
+
+
+FAULT = Fault(100.0, "http-1", "stop", 10.0)
+
+
+def soaked(leak: Callable[[float, Usage], Usage] = lambda second, usage: usage) -> Outcome:
+    """Ten minutes in which all was well; the collector was killed at 100 s. leak: what the box took beyond."""
+    outcome = Outcome(7, [FAULT], described=1000, delivered=1002, stored=1003)
+    outcome.recoveries.append(Recovery(FAULT, 110.0, 4.0, {"away"}))
+    for second in np.arange(0, 600, 2.0).tolist():
+        box = leak(second, Usage(1, 400 << 20, 26, 23))
+        collector = None if 100 <= second < 110 else Usage(2 if second < 100 else 3, 85 << 20, 16, 5)
+        outcome.samples.append(Sample(second, box, collector, {"http-1": 0.3, "http-2": None}, {"http-1": "up"}))
+    return outcome
+
+
+def test_a_soak_in_which_all_was_well_is_told_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = soaked()
+    assert told(outcome)
+    said = capsys.readouterr().out
+    assert said.count("flat") == 6
+    assert "1 faults; 1000 frames described, 1002 events delivered, 1003 stored, gaps: none" in said
+    save(outcome, tmp_path / "out/soak.png")
+    assert (tmp_path / "out/soak.png").stat().st_size > 10_000
+
+
+def test_of_a_collector_that_was_killed_the_last_one_counts() -> None:
+    taken = settled(soaked(), "collector")
+    assert {usage.pid for _, usage in taken} == {3}
+    assert taken[0][0] > 110 + 60
+
+
+@pytest.mark.parametrize(
+    "leak",
+    [
+        lambda second, usage: replace(usage, memory=usage.memory + int(40_000 * second)),
+        lambda second, usage: replace(usage, files=usage.files + int(second // 100)),
+        lambda second, usage: replace(usage, threads=usage.threads + int(second // 100)),
+    ],
+)
+def test_a_box_that_grows_is_told_of(leak: Callable[[float, Usage], Usage], capsys: pytest.CaptureFixture[str]) -> None:
+    assert not told(soaked(leak))
+    assert capsys.readouterr().out.count("GREW") == 1
+
+
+def test_what_else_goes_wrong_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    wrongs: list[tuple[Callable[[Outcome], Outcome], str]] = [
+        (lambda one: replace(one, recoveries=[Recovery(FAULT, 110.0)]), "http-1: stop for 10 s: no picture within"),
+        (lambda one: replace(one, recoveries=[Recovery(FAULT, 110.0, 61.0)]), "no picture within"),
+        (lambda one: replace(one, gaps='{"first": 3}'), "events are missing"),
+        (lambda one: replace(one, waiting=1), "1 wait"),
+        (lambda one: replace(one, stored=999), "999 stored"),
+        (lambda one: replace(one, ended=["the box ended"]), "the box ended"),
+        (lambda one: replace(one, unwell=["it hangs"]), "it hangs"),
+        (lambda one: replace(one, samples=one.samples[:30]), "too few samples"),
+    ]
+    for change, said in wrongs:
+        assert not told(change(soaked()))
+        assert said in capsys.readouterr().out
