@@ -100,24 +100,26 @@ class Live:
 
     def _read(self, reader: Reader) -> Steps:
         """One connection, until the camera is to be left alone or called anew. Raises CaptureError: it broke off."""
-        begun: float | None = None  # when the first picture came
-        good: float | None = None  # and the latest that could be read
+        begun: float | None = None  # when the first picture came that could be read
+        bad: float | None = None  # when the first came, since the latest that could be, that could not
         while self._is_open():
             if not reader.grab():
                 yield Step(self._phase)
                 continue
             now = self._clock()
-            good = now if good is None else good
-            if not self._pace.wanted(now):
-                step = Step("frozen" if self._phase == "frozen" else "up", dropped="paced", begins=begun is None)
-            elif (image := reader.retrieve()) is not None and fit(image):
+            # The first of a connection is looked at in any case: one that nobody looked at says nothing of the camera.
+            if not self._pace.wanted(now) and begun is not None:
+                yield Step(self._phase, dropped="paced")
+                continue
+            if (image := reader.retrieve()) is not None and fit(image):
                 step = self._looked_at(image, now, begins=begun is None)
             else:
                 yield Step(self._phase, dropped="unreadable")
-                if now - good > self._timeout:
+                bad = now if bad is None else bad
+                if now - bad > self._timeout:
                     raise CaptureError(f"nothing of the last {self._timeout:g} s could be read")
                 continue
-            good, begun, self._phase = now, now if begun is None else begun, step.phase
+            bad, begun, self._phase = None, now if begun is None else begun, step.phase
             if now - begun >= HELD:
                 self._delay = FIRST_DELAY
             yield step

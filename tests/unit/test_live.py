@@ -168,6 +168,30 @@ def test_what_cannot_be_read_is_counted_and_given_up_in_the_end() -> None:
     assert steps[-1].phase == "up"
 
 
+def test_what_cannot_be_read_is_given_up_behind_a_pace_too() -> None:
+    """Pictures that nobody looked at say nothing of a camera: it is not up, and has no frames."""
+    camera = Camera((iter([np.zeros((8, 8, 3), np.uint8)] * 10_000) for _ in range(99)), rate=25)
+    steps = camera.steps(60, pace=10)
+    assert {step.phase for step in steps} == {"starting", "away"}
+    assert {step.dropped for step in steps} == {None, "unreadable"}
+    assert not any(step.begins for step in steps)
+    assert sum("could be read" in str(step.error) for step in steps) in range(4, 7)
+
+    camera = Camera(iter([iter([*([BLACK] * 50), *([None] * 10_000)]), moving()]), rate=25)
+    steps = camera.steps(20, pace=10)
+    assert [str(step.error).split(";")[0] for step in steps if step.error] == [
+        "rtsp://host: nothing of the last 10 s could be read"
+    ]
+
+
+def test_a_camera_that_comes_back_is_up_at_once_behind_a_slow_pace() -> None:
+    camera = Camera(iter([some(20), moving()]))
+    steps = camera.steps(30, pace=0.05)
+    away = [i for i, step in enumerate(steps) if step.phase == "away"]
+    assert steps[away[-1] + 1].begins
+    assert {step.phase for step in steps[away[-1] + 1 :]} == {"up"}
+
+
 @pytest.mark.parametrize(
     ("shape", "good"),
     [

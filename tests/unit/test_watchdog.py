@@ -73,6 +73,15 @@ def test_pictures_that_nobody_takes_are_a_hang_of_the_loop_though_it_beats() -> 
     assert at(31.1, frames=311, drops={"replaced": 300, "paced": 9, "unreadable": 50}) == [], "one was taken"
 
 
+def test_pictures_that_nobody_wants_by_a_slow_pace_are_no_hang() -> None:
+    """[load] max_fps = 0.05, or a quarter of it where it is too hot: the next picture is due in 80 s."""
+    judge = Judge(LIMITS)
+    for second in range(600):
+        taken = 1 + second // 80
+        now, frames = float(second), 25 * second + taken
+        assert sentences(judge, now, camera(beat_at=now, frames=frames, drops={"paced": frames - taken})) == []
+
+
 def test_a_camera_back_from_its_pause_has_all_its_time() -> None:
     judge = Judge(LIMITS)
     assert sentences(judge, 0.0, camera("off")) == []
