@@ -127,7 +127,8 @@ def check(config: Path, other: Path | None) -> None:
     if chosen.runtime.backend == "tensorrt":
         for network in bundle.manifest.networks:
             bundle.engines_of(network)
-    Cameras(chosen.camera, decoder=chosen.runtime.decoder).close()  # files and folders are looked at, live cameras are not called
+    # files and folders are looked at, live cameras are not called
+    Cameras(chosen.camera, decoder=chosen.runtime.decoder).close()
     categories = bundle.bank.permitted(chosen.match.sensitive).categories
     check_sensitive(f"{config}: match.sensitive", chosen.match.sensitive, bundle)
     click.echo(f"{config}: good: {len(chosen.camera)} camera(s), bundle {bundle.manifest.name}")
