@@ -134,11 +134,13 @@ class GStreamer:
             self._latest = time.monotonic()
             return False
         sample = self._sink.try_pull_sample(int(SLICE * self._gst.SECOND))
+        while (
+            message := self._bus.pop()
+        ) is not None:  # with each picture, or they would gather: some come each second
+            self._heard(message)
         if sample is not None:
             self._sample, self._latest = sample, time.monotonic()
             return True
-        while (message := self._bus.pop()) is not None:
-            self._heard(message)
         if self._problem:
             raise CaptureError(self._problem)
         if time.monotonic() - self._latest > self._timeout:

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from socketserver import BaseRequestHandler, ThreadingTCPServer
 from typing import Any
@@ -95,6 +96,18 @@ def test_a_camera_that_stops_and_starts(decoder: Decoder, caplog: pytest.LogCapt
     assert {record.camera for record in caplog.records if record.name.startswith("edge.")} == {"a"}  # type: ignore[attr-defined]
     assert "secret" not in caplog.text
     assert f"rtsp://me:***@127.0.0.1:{server.port}: broke off; next attempt in" in caplog.text
+
+
+@pytest.mark.parametrize("decoder", [GST])
+def test_what_a_pipeline_tells_does_not_gather_while_pictures_come(decoder: Decoder) -> None:
+    """A message each second, for weeks, would be gigabytes."""
+    with RtspServer({"/door": {"fps": 25}}) as server, closing(gstreamer.GStreamer(server.url("/door"), 10)) as reader:
+        deadline, told = time.monotonic() + SECONDS, list[bool]()
+        while len(told) < 60:
+            assert time.monotonic() < deadline, f"{len(told)} pictures within {SECONDS:g} s"
+            if reader.grab():
+                told.append(reader._bus.have_pending())
+        assert sum(told[-40:]) < 3, "one may come just now"
 
 
 @decoders
