@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
+from edge.address import shown
 from edge.errors import ConfigError
 from edge.schedule import Schedule
 from edge.values import Backend
@@ -394,7 +395,7 @@ def repeated(names: Iterable[str]) -> Iterator[str]:
 def _config_error(path: Path, model: type[Settings], error: ValidationError) -> ConfigError:
     # a mistyped key is also a missing one: its own error says more
     first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-    key = ".".join(str(part) for part in first["loc"])
+    key = ".".join(shown(str(part)) for part in first["loc"])
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         known = sorted(_fields_at(model, first["loc"][:-1]))
@@ -407,6 +408,8 @@ def _config_error(path: Path, model: type[Settings], error: ValidationError) -> 
     if first["type"] == "tuple_type" and isinstance(first["input"], dict):
         return ConfigError(f"{path}: {key}: one table where several may stand{more}", remedy=f"write [[{key}]]")
     got = None if isinstance(first["input"], dict | list | tuple) else repr(first["input"])
+    if isinstance(first["input"], str) and (key.startswith("camera") or "@" in first["input"]):
+        got = repr(shown(first["input"]))  # a camera's address holds its password in the wrong place, too
     return ConfigError(f"{path}: {key}: {first['msg'].removeprefix('Value error, ')}{more}", got=got)
 
 

@@ -14,7 +14,7 @@ import pytest
 PACKAGES = ("edge", "export", "collector", "appliance")
 
 # what all stages speak of; boxes, images, schedule, zones: pure functions; failpoints: where tests kill a process
-WORDS = frozenset({"errors", "values", "boxes", "images", "schedule", "zones", "failpoints"})
+WORDS = frozenset({"errors", "values", "boxes", "images", "address", "schedule", "zones", "failpoints"})
 CONTRACTS = frozenset({"bank", "bundle", "events", "config", "protocol"})
 DELIVERY = frozenset(
     {"keys", "link", "records", "wal", "leaves", "aside", "journal", "shelf", "spool"}
@@ -38,9 +38,7 @@ STAGES = frozenset(
     }
 )
 # what capture is made of
-SOURCES = frozenset(
-    {"address", "knock", "steps", "pace", "still", "footage", "opencv", "gstreamer", "live", "decoders"}
-)
+SOURCES = frozenset({"knock", "steps", "pace", "still", "footage", "opencv", "gstreamer", "live", "decoders"})
 DOCTOR = frozenset({"clock", "doctor", "jetson", "pairs", "probes", "reach"})  # what is here, and what to do about it
 
 # file of edge/ -> the files of edge/ it may import
@@ -70,10 +68,11 @@ EDGE: dict[str, frozenset[str]] = {
     "trt": WORDS | {"bundle", "backend", "cuda", "lane"},
     "gpu": WORDS | CONTRACTS | PIXELS | {"backend", "cuda"},
     **dict.fromkeys(STAGES, WORDS | CONTRACTS | PIXELS | {"backend"}),
-    **dict.fromkeys(("address", "pace"), frozenset()),
+    "address": frozenset(),
+    "pace": frozenset(),
     **dict.fromkeys(("steps", "still"), frozenset({"errors", "values"})),
-    **dict.fromkeys(("footage", "knock"), WORDS | {"address", "steps"}),
-    **dict.fromkeys(("opencv", "gstreamer"), WORDS | {"address", "knock"}),
+    **dict.fromkeys(("footage", "knock"), WORDS | {"steps"}),
+    **dict.fromkeys(("opencv", "gstreamer"), WORDS | {"knock"}),
     "live": WORDS | {"pace", "steps", "still"},
     "decoders": WORDS | {"config", "gstreamer", "jetson", "live", "opencv"},
     "capture": WORDS | CONTRACTS | SOURCES,

@@ -252,6 +252,21 @@ def test_a_mistake_is_one_line_with_file_and_key(text: str | bytes, parts: list[
     assert "pydantic" not in message
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        'camera = "{url}"', 'camera = ["{url}"]', '[[camera]]\nname = "a"\nsource = "0"\nzone = "{url}"',
+        '[[camera]]\n"{url}" = 1', '[[camera]]\nname = "a"\nsource = "0"\n[health]\naddress = "{url}"',
+    ],
+)  # fmt: skip
+def test_no_mistake_shows_a_password(wrong: str, path: Path) -> None:
+    """What is refused by a reload goes into events, too."""
+    url = "rtsp://me:se/cret@10.0.0.5/main"
+    with pytest.raises(ConfigError) as error:
+        read_edge_config(written(path, f'device = "box"\nbundle = "b"\n{wrong.format(url=url)}\n'))
+    assert "cret" not in str(error.value)
+
+
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     for path, reason in ((tmp_path / "missing.toml", "No such file"), (tmp_path, "Is a directory")):
         with pytest.raises(ConfigError, match=f"{path}: {reason}"):
