@@ -11,6 +11,7 @@ from typing import cast
 import cv2
 
 from edge.errors import CaptureError
+from edge.images import MAX_PIXELS
 from edge.knock import knock
 from edge.values import Image
 
@@ -85,4 +86,7 @@ class OpenCv:
                 _OPENING.release()
         if not self._capture.isOpened():
             raise CaptureError("cannot be opened")
+        width, height = (int(self._capture.get(side)) for side in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
+        if width * height > MAX_PIXELS:  # said before one is made: a camera must not take the box's memory
+            raise CaptureError(f"its pictures of {width} x {height} px are too large")
         yield
