@@ -14,7 +14,7 @@ from typing import Any
 from edge.address import shown
 from edge.config import CameraConfig, Decoder, is_url_or_device
 from edge.decoders import Decoders
-from edge.errors import CaptureError
+from edge.errors import CaptureError, LookoutError
 from edge.failpoints import failpoint
 from edge.footage import open_footage
 from edge.live import BEAT, Live
@@ -62,6 +62,16 @@ class CameraState:
     def dropped(self) -> int:
         """For any reason."""
         return sum(self.drops.values())
+
+    @property
+    def offered(self) -> int:
+        """Frames that could be taken; of a slow pace there may be none for minutes."""
+        return self.frames - self.drops.get("paced", 0)
+
+    @property
+    def taken(self) -> int:
+        """Those that were, and one that may still wait."""
+        return self.offered - self.drops.get("replaced", 0)
 
 
 @dataclass(eq=False)
@@ -137,7 +147,8 @@ class Cameras:
     def replace(self, configs: Sequence[CameraConfig]) -> None:
         """From now on these. Those whose source and schedule are as before go on untouched, the others end or begin.
 
-        Raises CaptureError where a new video or folder cannot be read; then nothing has changed.
+        Raises CaptureError where a new video or folder cannot be read, ConfigError where the decoder asked for is not
+        here; then nothing has changed.
         """
         before = {camera.config.name: camera for camera in self._cameras}
         cameras, new = [], {}
@@ -154,7 +165,7 @@ class Cameras:
                 except CaptureError as error:
                     raise CaptureError(f"camera {config.name!r}: {error}") from error
                 cameras.append(camera)
-        except CaptureError:
+        except LookoutError:
             for steps in new.values():
                 steps.close()
             raise

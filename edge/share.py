@@ -37,18 +37,13 @@ class Share:
 
         now: seconds, of a clock that goes on.
         """
-        self._seen.append((now, {state.name: _counts(state) for state in states if state.live}))
+        counts = {one.name: _Counts(one.taken, one.drops.get("replaced", 0)) for one in states if one.live}
+        self._seen.append((now, counts))
         while len(self._seen) > 2 and self._seen[1][0] <= now - WINDOW_S:
             self._seen.popleft()
         before, after = self._seen[0][1], self._seen[-1][1]
-        shares = [_share(before[name], counts) for name, counts in after.items() if name in before]
+        shares = [_share(before[name], own) for name, own in after.items() if name in before]
         return min((share for share in shares if share is not None), default=None)
-
-
-def _counts(state: CameraState) -> _Counts:
-    """One that still waits counts as taken: there is but one. What could not be read was no frame."""
-    dropped = sum(count for reason, count in state.drops.items() if reason != "unreadable")
-    return _Counts(state.frames - dropped, state.drops.get("replaced", 0))
 
 
 def _share(before: _Counts, after: _Counts) -> float | None:

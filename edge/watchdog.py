@@ -89,13 +89,10 @@ class Judge:
 
     def _marked(self, now: float, state: CameraState) -> _Mark:
         old = self._marks.get(state.name)
-        # A picture that still waits counts as taken: there is but one.
-        offered = _offered(state)
-        taken = offered - state.drops.get("replaced", 0)
         if old is None or old.phase != state.phase:
-            return _Mark(state.phase, now, taken, now, offered)
-        if taken != old.taken:
-            return _Mark(state.phase, old.phase_at, taken, now, offered)
+            return _Mark(state.phase, now, state.taken, now, state.offered)
+        if state.taken != old.taken:
+            return _Mark(state.phase, old.phase_at, state.taken, now, state.offered)
         return old
 
     def _of(self, now: float, state: CameraState, mark: _Mark) -> list[Hang]:
@@ -106,15 +103,10 @@ class Judge:
         beat_at = max(state.beat_at, mark.phase_at)
         if now - beat_at > (limits.reading if state.phase in ("up", "ended") else limits.reaching):
             return [Hang(f"{name}: its thread gives no sign of life", beat_at)]
-        waiting = state.live and state.phase == "up" and _offered(state) > mark.offered
+        waiting = state.live and state.phase == "up" and state.offered > mark.offered
         if waiting and now - mark.taken_at > limits.taken:
             return [Hang(f"{name}: its pictures come and none is taken", mark.taken_at)]
         return []
-
-
-def _offered(state: CameraState) -> int:
-    """Pictures that the loop could have taken: of a slow pace there may be none for minutes."""
-    return state.frames - state.drops.get("paced", 0)
 
 
 class Watchdog:
