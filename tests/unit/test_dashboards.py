@@ -123,6 +123,13 @@ def test_panels_do_not_lie_on_each_other() -> None:
         taken |= cells
 
 
+@pytest.mark.parametrize("ready", ["lookout_ready", "lookout_collector_ready"])
+def test_what_does_not_run_is_not_ready_either(ready: str) -> None:
+    """It exports nothing: only Prometheus' own `up` says so."""
+    (alarm,) = (alarm for alarm in alarms() if metrics_in(alarm) == {ready})
+    assert f"up == 0 and on (instance, job) last_over_time({ready}[" in alarm
+
+
 def test_every_alarm_has_a_name_a_summary_and_how_soon() -> None:
     text = (CONFIGS / "alerts-lookout.yml").read_text(encoding="utf-8")
     names = re.findall(r"^ +- alert: (\w+)$", text, re.MULTILINE)
