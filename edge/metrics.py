@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Histogram, ProcessCollector
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
@@ -21,6 +21,7 @@ from edge.capture import CameraState
 from edge.clock import synchronised
 from edge.describe import Described, Describer
 from edge.health import Verdict
+from edge.ladder import Ladder
 from edge.motion import MotionGate
 from edge.publish import Publisher
 from edge.push import Pusher
@@ -59,16 +60,6 @@ class Counts:
         return Tally(sum(one.frames for one in each), sum(one.people for one in each), sum(one.skipped for one in each))
 
 
-class Steps(Protocol):
-    """As edge.ladder.Ladder has it."""
-
-    @property
-    def level(self) -> int: ...
-
-    @property
-    def name(self) -> str: ...
-
-
 @dataclass(frozen=True)
 class Serving:
     """The parts of a box that has passed its self-test. trouble: what makes no progress, in a sentence, or None."""
@@ -92,7 +83,7 @@ class Vitals:
     ) -> None:
         self.counts = Counts(cameras)
         self.serving: Serving | None = None
-        self.ladder: Steps | None = None
+        self.ladder: Ladder | None = None
         self.registry = CollectorRegistry()
         self._device, self._bundle, self._stopping, self._root = device, bundle, stopping, root
         self._began = time.monotonic()

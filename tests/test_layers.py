@@ -87,7 +87,9 @@ EDGE: dict[str, frozenset[str]] = {
     "spool": WORDS | CONTRACTS | {"link", "journal", "records", "shelf"},
     "publish": WORDS | CONTRACTS | DELIVERY,
     "health": frozenset({"errors"}),
-    "metrics": WORDS | CONTRACTS | {"capture", "clock", "describe", "health", "jetson", "motion", "publish", "push"},
+    "metrics": WORDS
+    | CONTRACTS
+    | {"capture", "clock", "describe", "health", "jetson", "ladder", "motion", "publish", "push"},
     "describe": WORDS | CONTRACTS | STAGES | PIXELS | {"backend"},
     "pipeline": WORDS | CONTRACTS | STAGES | PIXELS | {"describe"},
     "reload": WORDS | CONTRACTS,

@@ -15,10 +15,12 @@ from collector.health import Vitals as Collected
 from collector.stats import Stats
 from edge.bundle import open_bundle
 from edge.capture import CameraState
+from edge.config import LoadConfig
+from edge.ladder import Ladder
 from edge.metrics import Vitals
 from edge.publish import Publisher
 from tests.dashboards import CONFIGS, alarms, board, metrics_in, targets
-from tests.unit.test_vitals import Step, publisher, serve
+from tests.unit.test_vitals import publisher, serve
 
 assert publisher  # the fixture
 
@@ -32,7 +34,7 @@ def labels(bundle_folder: Path, publisher: Publisher, tmp_path: Path) -> dict[st
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     box = Vitals("box", open_bundle(bundle_folder), ["gate"], threading.Event(), tmp_path / "machine")
-    box.ladder = Step(0, "everything")
+    box.ladder = Ladder(LoadConfig(), max_crops=32, smaller=False)
     box.measured("detect", 0.1)
     state = CameraState("gate", phase="up", frames=1, drops={"paced": 1}, frame_at=1.0)
     publisher.delivery.acknowledged_at = 1.0

@@ -24,11 +24,12 @@ from collector.sinks import Kept, Outcome
 from collector.stats import MAX_DEVICES, Stats
 from edge.bundle import open_bundle
 from edge.capture import CameraState
-from edge.config import MotionConfig, PublishConfig, SpoolConfig
+from edge.config import LoadConfig, MotionConfig, PublishConfig, SpoolConfig
 from edge.describe import Described, Describer, Timings
 from edge.events import Event, Stamp
 from edge.health import Subject
 from edge.jetson import gpu_load
+from edge.ladder import Heat, Ladder
 from edge.metrics import Counts, Serving, Tally, Vitals
 from edge.motion import MotionGate
 from edge.publish import Publisher
@@ -209,12 +210,6 @@ def replace_address(address: str) -> PublishConfig:
     return PublishConfig(address=address, transport="push", linger_ms=0)
 
 
-@dataclass
-class Step:
-    level: int
-    name: str
-
-
 def test_what_a_machine_says_is_told(vitals: Vitals, publisher: Publisher, tmp_path: Path) -> None:
     thermal = tmp_path / "machine/sys/class/thermal"
     files = {
@@ -227,7 +222,10 @@ def test_what_a_machine_says_is_told(vitals: Vitals, publisher: Publisher, tmp_p
     for path, text in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text + "\n")
-    vitals.ladder = Step(2, "fewer crops")
+    vitals.ladder, now = Ladder(LoadConfig(), max_crops=32, smaller=False), 0.0
+    while vitals.ladder.level < 2:
+        now += 5
+        vitals.ladder.observe(now, 0.1, Heat())
     serve(vitals, publisher)
     found = samples(vitals.registry)
     assert found["lookout_temperature_celsius", "cpu-thermal"] == 91.5
@@ -235,7 +233,7 @@ def test_what_a_machine_says_is_told(vitals: Vitals, publisher: Publisher, tmp_p
     assert found["lookout_gpu_load_ratio",] == 0.987
     assert found["lookout_ladder_level",] == 2
     status = vitals.status()
-    assert status["ladder"] == {"level": 2, "step": "fewer crops"}
+    assert status["ladder"] == {"level": 2, "step": "2.5 frames per second"}
     assert (status["temperatures_c"], list(status["throttled"])) == ({"cpu-thermal": 91.5}, ["gpu"])
 
 
