@@ -7,9 +7,11 @@ import io
 import json
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -203,9 +205,16 @@ def typing(keys: list[str], *words: object, code: int = 0) -> str:
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "160", "LINES": "30"}
     with subprocess.Popen(program, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, cwd=ROOT) as process:
         os.close(theirs)
-        screen, left = b"", list(keys)
+        screen, left, typed = b"", list(keys), ""
+        until = time.monotonic() + DEADLINE
         try:
-            while piece := os.read(ours, 1 << 16):
+            while time.monotonic() < until:
+                if not select.select([ours], [], [], 1.0)[0]:
+                    if typed == CTRL_C:  # what came just before the read began waits there for the next key
+                        process.send_signal(signal.SIGINT)
+                    continue
+                if not (piece := os.read(ours, 1 << 16)):
+                    break
                 screen += piece
                 if screen.endswith(b" ? ") and left:
                     if (typed := left.pop(0)) == CTRL_C:
@@ -214,6 +223,8 @@ def typing(keys: list[str], *words: object, code: int = 0) -> str:
                         os.write(ours, typed.encode())
         except OSError:  # Linux says so when the other side has closed
             pass
+        if time.monotonic() >= until:
+            process.kill()
         assert process.wait(DEADLINE) == code, screen
     os.close(ours)
     assert not left, screen
