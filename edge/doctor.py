@@ -18,12 +18,12 @@ from pathlib import Path
 from edge import gstreamer, jetson, probes
 from edge.bundle import Bundle, open_bundle
 from edge.clock import kernel_clock
-from edge.config import CameraConfig, EdgeConfig
+from edge.config import CameraConfig, EdgeConfig, PublishConfig
 from edge.errors import BackendError, BundleError, LookoutError
 from edge.jetson import version
 from edge.pairs import KNOWN_BAD, Versions, known_bad
 from edge.probes import UNKNOWN, Finding, Seen, State, gib
-from edge.reach import Reached, reach
+from edge.reach import Reached, reach, reach_collector
 from edge.values import Backend
 
 FORMAT = "lookout.doctor/1"
@@ -139,6 +139,12 @@ def cameras(configs: Sequence[CameraConfig], root: Path, timeout: float = 2.0) -
     return [finding(config.name, answer) for config, answer in zip(configs, answers, strict=True)]
 
 
+def collector(config: PublishConfig, timeout: float = 2.0) -> Finding:
+    """No more than a warning: what is seen meanwhile is kept. timeout: seconds."""
+    answer = reach_collector(config.address, timeout)
+    return Finding("collector", answer.shown, "good" if answer.good else "warning", answer.say)
+
+
 # --- all of it --------------------------------------------------------------------------------------------------------
 
 
@@ -167,7 +173,7 @@ def pairs(root: Path, seen: Seen) -> list[Finding]:
 def examine(config: EdgeConfig | None, root: Path = Path("/"), seen: Seen | None = None) -> list[Finding]:
     """Everything, in the order in which it is told. Takes a few seconds, and raises nothing.
 
-    config: None leaves out bundle, disk and cameras. seen: what the libraries tell; None asks them.
+    config: None leaves out bundle, disk, cameras and collector. seen: what the libraries tell; None asks them.
     """
     facts = look() if seen is None else seen
     return list(_examined(config, root, facts))
@@ -190,6 +196,7 @@ def _examined(config: EdgeConfig | None, root: Path, seen: Seen) -> Iterator[Fin
         yield from _told("bundle", lambda: bundles(config, seen))
         yield from _told("disk", lambda: disks(config))
         yield from _told("cameras", lambda: cameras(config.camera, root))
+        yield from _told("collector", lambda: collector(config.publish))
     yield from _told("known to go wrong", lambda: pairs(root, seen))
 
 

@@ -103,6 +103,9 @@ def read_key(path: Path) -> KeyPair:
         with path.open("rb") as file:
             mode = S_IMODE(os.fstat(file.fileno()).st_mode)
             text = file.read(_KEY_FILE_MAX + 1).decode("utf-8", "replace")
+    except PermissionError as error:
+        remedy = "it has to belong to the user that this runs as; on a box that is lookout"
+        raise ConfigError(f"{path}: {error.strerror}", remedy=remedy) from error
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         raise ConfigError(f"{path}: {getattr(error, 'strerror', error)}", remedy="`keys new` makes a key") from error
     if mode & 0o077:

@@ -1,4 +1,5 @@
-"""Whether the cameras of a configuration can be reached, without reading a picture, and without telling a password."""
+"""Whether the cameras and the collector of a configuration can be reached, without a picture or an event, and without
+telling a password."""
 
 from __future__ import annotations
 
@@ -50,6 +51,22 @@ def reach(sources: Sequence[str], root: Path, timeout: float) -> list[Reached]:
     return [answer or Reached(_address(source)[0], silent) for answer, source in zip(answers, sources, strict=True)]
 
 
+def reach_collector(address: str, timeout: float) -> Reached:
+    """Whether anybody takes connections at tcp://host:port or ipc://path; whom they let in, only they know."""
+    scheme, _, place = address.partition("://")
+    host, _, port = place.rpartition(":")
+    try:
+        if scheme == "ipc":
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.settimeout(timeout)
+                connection.connect(place)
+        else:
+            socket.create_connection((host.strip("[]"), int(port)), timeout).close()
+    except (OSError, ValueError) as error:
+        return Reached(address, f"nobody answers there: {_why(error)}")
+    return Reached(address)
+
+
 def _reached(source: str, root: Path, timeout: float) -> Reached:
     if source.isdecimal():
         return _device(root / f"dev/video{int(source)}", f"/dev/video{int(source)}")
@@ -61,9 +78,12 @@ def _reached(source: str, root: Path, timeout: float) -> Reached:
     try:
         socket.create_connection(address, timeout).close()
     except (OSError, ValueError) as error:  # ValueError: a name that IDNA does not take
-        why = getattr(error, "strerror", None) or "timed out" if isinstance(error, OSError) else "no such name"
-        return Reached(shown, f"nobody answers at its address: {why}" + (f"; {unclear}" if unclear else ""))
+        return Reached(shown, f"nobody answers at its address: {_why(error)}" + (f"; {unclear}" if unclear else ""))
     return Reached(shown)
+
+
+def _why(error: OSError | ValueError) -> str:
+    return getattr(error, "strerror", None) or "timed out" if isinstance(error, OSError) else "no such name"
 
 
 def _device(path: Path, shown: str) -> Reached:

@@ -28,8 +28,8 @@ from edge.bundle import (
     Platform,
     open_bundle,
 )
-from edge.config import CameraConfig, EdgeConfig, RuntimeConfig, SpoolConfig
-from edge.doctor import cameras, disk, engines, examine, exit_code, look, show, to_json
+from edge.config import CameraConfig, EdgeConfig, PublishConfig, RuntimeConfig, SpoolConfig
+from edge.doctor import cameras, collector, disk, engines, examine, exit_code, look, show, to_json
 from edge.pairs import KNOWN_BAD, Versions, known_bad
 from edge.probes import Finding, Seen
 from edge.reach import reach
@@ -473,6 +473,21 @@ def test_a_camera_that_does_not(nobody: int, tmp_path: Path) -> None:
     (one,) = cameras([CameraConfig(name="door", source=f"http://me:{SECRET}@127.0.0.1:{nobody}/x")], tmp_path)
     assert (one.value, one.state) == (f"http://127.0.0.1:{nobody}", "bad")
     assert "Connection refused" in (one.say or "")
+
+
+def test_whether_somebody_listens_where_the_collector_should(server: int, nobody: int, tmp_path: Path) -> None:
+    for host in ("127.0.0.1", "localhost"):
+        found = collector(PublishConfig(address=f"tcp://{host}:{server}"))
+        assert found == Finding("collector", f"tcp://{host}:{server}")
+    for address in (f"tcp://127.0.0.1:{nobody}", f"tcp://[::1]:{nobody}", f"ipc://{tmp_path}/socket"):
+        found = collector(PublishConfig(address=address))
+        assert (found.value, found.state) == (address, "warning"), "no more: events are kept meanwhile"
+        assert (found.say or "").startswith("nobody answers there: ")
+    assert "no such name" in (collector(PublishConfig(address="tcp://a..b:1")).say or "")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket"))
+        listening.listen()
+        assert collector(PublishConfig(address=f"ipc://{tmp_path}/socket")).state == "good"
 
 
 def test_files_folders_and_devices(tmp_path: Path) -> None:

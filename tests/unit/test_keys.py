@@ -183,6 +183,20 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path, name: str) -> No
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_a_key_of_somebody_elses_is_no_reason_for_a_new_one(tmp_path: Path) -> None:
+    """As where root made it, and the service runs as lookout."""
+    key_file(tmp_path / "k").chmod(0o000)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        with pytest.raises(ConfigError, match="Permission denied; it has to belong to the user that this runs as"):
+            read_key(tmp_path / "k")
+    finally:
+        if root:
+            os.seteuid(0)
+
+
 def test_the_secret_is_in_no_repr(tmp_path: Path) -> None:
     key = read_key(key_file(tmp_path / "k"))
     for shown in (repr(key), str(key), f"{[key]}", f"{key!r}"):
