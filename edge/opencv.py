@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from typing import cast
 
 import cv2
@@ -28,6 +29,15 @@ SLICE = 0.5  # s; the longest that a thread waits without a sign of life where t
 _OPENING = threading.Lock()
 
 
+@contextmanager
+def _translated() -> Iterator[None]:
+    """What OpenCV throws is the end of one connection, not of the camera's thread: the next one may be better."""
+    try:
+        yield
+    except cv2.error as error:
+        raise CaptureError("cannot be opened or read: OpenCV refuses it") from error
+
+
 class OpenCv:
     """Reads one camera; a Reader of edge/live.py.
 
@@ -47,10 +57,11 @@ class OpenCv:
 
         Raises CaptureError where it cannot be opened, or no picture came in time.
         """
-        for _ in self._opening:
-            return False
-        begun = time.monotonic()
-        good = self._capture.grab()
+        with _translated():
+            for _ in self._opening:
+                return False
+            begun = time.monotonic()
+            good = self._capture.grab()
         # Out of time FFmpeg still gives what its threads hold back, a picture for each time-out.
         if not self._source.isdecimal() and time.monotonic() - begun >= self._timeout:
             raise CaptureError(f"no picture for {self._timeout:g} s")
@@ -59,8 +70,9 @@ class OpenCv:
         return True
 
     def retrieve(self) -> Image | None:
-        """The picture that has come; None where it cannot be read."""
-        good, image = self._capture.retrieve()
+        """The picture that has come; None where it cannot be read. Raises CaptureError where OpenCV is at its end."""
+        with _translated():
+            good, image = self._capture.retrieve()
         return cast(Image, image) if good else None
 
     def close(self) -> None:

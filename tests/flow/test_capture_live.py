@@ -180,6 +180,15 @@ def test_a_device_that_is_not_there() -> None:
         assert str(state.error).startswith("63: cannot be opened; next attempt in ")
 
 
+def test_what_opencv_throws_is_no_end_of_a_camera() -> None:
+    """A number that fits no C int: its thread goes on, and the watchdog has nothing to kill."""
+    with cameras("99999999999999999999") as opened:
+        state = until(opened, "away", lambda state: state.error is not None)
+        assert "cannot be opened or read: OpenCV refuses it; next attempt in" in str(state.error)
+        until(opened, "called anew", lambda later: later.error != state.error)
+        assert (opened.states[0].phase, opened.failures) == ("away", [])
+
+
 def test_a_camera_does_not_take_the_memory_of_a_box(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "huge.jpg"), np.zeros((10_000, 10_400), np.uint8))  # grey takes the test less itself
     with http_camera(tmp_path) as address, cameras(f"{address}/huge") as opened:
