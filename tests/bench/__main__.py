@@ -256,7 +256,7 @@ def box_process(folder: Path, bundle: Path, source: Path | None = None) -> None:
         start = time.perf_counter()
         idle = edge_run(folder, bundle, port, f"http://127.0.0.1:{silent.getsockname()[1]}/")
         assert idle.stderr is not None
-        while "camera" not in (line := idle.stderr.readline()):
+        while "camera(s)" not in (line := idle.stderr.readline()):
             assert line, "the box ended"
         ready = time.perf_counter() - start
         time.sleep(3)  # idle is what is measured
