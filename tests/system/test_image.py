@@ -161,16 +161,26 @@ def test_a_box_from_its_first_install_to_its_purge(box: Root, deb: Path, older: 
 
 
 def test_what_stopped_halfway_is_finished_and_what_is_whole_is_left(box: Root, deb: Path) -> None:
-    (box.path / "etc/lookout").mkdir()
+    releases = box.path / HOME / "releases"
+    releases.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", releases], check=True)
+    try:
+        assert "No space left on device" in install(box, deb, code=1)
+        assert list(releases.iterdir()) == [], "the spool needs the room"
+    finally:
+        subprocess.run(["umount", releases], check=True)
+
+    (releases / "0.1-cut-off/venv").mkdir(parents=True)  # by a power cut, and never installed again
     (box.path / CONFIG).write_text("device = 1\n", encoding="utf-8")
     said = install(box, deb, code=1)
     assert f"/{CONFIG}: device: " in said
     assert not (box.path / HOME / "current").is_symlink(), "what fails does not serve"
+    assert [folder.name for folder in releases.iterdir()] == [release_of(deb)]
 
     shutil.copyfile(ROOT / "appliance/edge.toml", box.path / CONFIG)
     box.run("dpkg", "--configure", "lookout")
     assert current(box) == release_of(deb)
-    release = box.path / HOME / "releases" / current(box)
+    release = releases / current(box)
     made = (release / "complete").stat().st_mtime_ns
     box.run("systemctl", "disable", "lookout.service")
     once = snapshot(box)
