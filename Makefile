@@ -35,8 +35,12 @@ run: setup
 	  wait -n; kill -TERM $$collector $$edge 2>/dev/null; wait $$collector; code=$$?; wait $$edge || code=$$?; \
 	  if [ $$code = 0 ]; then cat out/edge.txt; else cat out/edge.log; fi; exit $$code
 
+# A soak of ten minutes goes on beside the others; it always does the same.
 test: check .venv/compilers .venv/system
-	$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile
+	@mkdir -p out; nice $(BIN)/python -m tests.soak --minutes 10 --seed 1 >out/soak.txt 2>&1 & soak=$$!; \
+	  trap 'kill -TERM $$soak 2>/dev/null' EXIT; trap 'exit 130' INT TERM; \
+	  $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile; code=$$?; \
+	  wait $$soak || code=1; cat out/soak.txt; exit $$code
 
 # What compiles engines and kernels without a GPU: the tests' alone, and 300 MB.
 .venv/compilers: .venv/ready
