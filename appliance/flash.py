@@ -22,7 +22,7 @@ Say = Callable[[str], None]
 AT_ONCE = 4  # boxes: the rest wait, as the line to them is mostly one
 BACK_S = 120.0  # how long a box whose connection went is called again
 _RETRY_S = 2.0
-_ERROR = re.compile(r"\s*(?:[\d.]+ s\s+)?error: (.*)")  # of edge activate, or of what it calls
+_ERROR = re.compile(r"\s*(?:[\d.]+ s\s+|dpkg: )?(?:error|ERROR): (.*)")  # of edge, dpkg or pip
 RELEASE = 500.0  # MB of the wheels for one Python, unpacked; measured 443; the bundle is links to the package's
 
 # What a box is asked first. A folder that is not there yet is asked about where it will be.
@@ -100,6 +100,19 @@ def flash(box: str, image: Image, say: Say) -> Outcome:
     return Outcome(box, visit.before, visit.after, time.monotonic() - began, good, said)
 
 
+def heard(ssh: Ssh, command: str, say: Say) -> tuple[int, str]:
+    """Run it, its lines passed on -> its exit code, and the first error among them, the cause of all others."""
+    errors = list[str]()
+
+    def listen(line: str) -> None:
+        say(line)
+        if found := _ERROR.match(line):
+            errors.append(found[1])
+
+    code = ssh.stream(command, listen)
+    return code, f": {errors[0]}" if errors else ""
+
+
 class _Visit:
     """One box, step by step. before, after: what served."""
 
@@ -129,14 +142,7 @@ class _Visit:
             release = ssh.ask("cat /usr/lib/lookout/payload/release").strip()
             say(f"activating {release}")
             command = f"{sudo}/opt/lookout/releases/{release}/venv/bin/edge activate {release}"
-            errors = list[str]()
-
-            def listen(line: str) -> None:
-                say(line)
-                if found := _ERROR.match(line):
-                    errors.append(found[1])
-
-            code = ssh.stream(f"{command} 2>&1", listen)
+            code, why = heard(ssh, f"{command} 2>&1", say)
             if code != LOST:
                 self.after = ssh.ask(SERVES, seconds=None).strip()
         if code == LOST:
@@ -145,7 +151,6 @@ class _Visit:
             self.after = self._called_again(say)
             code = self.after != release
         if code:
-            why = f": {errors[0]}" if errors else ""  # the first is the cause of the others
             raise BackendError(f"{release} was not activated{why}; {self.after} serves")
         return f"{self.after} serves"
 
@@ -188,11 +193,11 @@ class _Visit:
         # whoever changed the configuration keeps it, and nobody is there to be asked
         options = "--force-confdef --force-confold"
         quiet = "env LOOKOUT_ACTIVATE=no DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8"
-        code = ssh.stream(f"{sudo}{quiet} dpkg --install {options} {shlex.quote(deb)} 2>&1", say)
+        code, why = heard(ssh, f"{sudo}{quiet} dpkg --install {options} {shlex.quote(deb)} 2>&1", say)
         if code == LOST:
             raise BackendError(f"{self.box}: the connection went while it was installed", remedy="flash it again")
         if code:
-            raise BackendError(f"{self.box}: dpkg failed, exit code {code}; {self.before} serves as before")
+            raise BackendError(f"{self.box}: dpkg failed, exit code {code}{why}; {self.before} serves as before")
 
     def _called_again(self, say: Say) -> str:
         """What serves, of a box whose connection went. Raises BackendError where it stays away."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from appliance.cli import main
-from appliance.flash import boxes_of, flash_all
+from appliance.flash import boxes_of, flash_all, heard
 from appliance.packages import building, field_of, given
 from appliance.ssh import Ssh
 from edge.errors import BackendError, BundleError, ConfigError, LookoutError
@@ -126,6 +127,28 @@ def test_questions_streams_and_copies(here: str, tmp_path: Path) -> None:
     assert said[:2] == ["  out", "  err"]
     assert said[-1] == "  copied 1 of 1 MB, 100 %"
     assert (tmp_path / "a 'copy'").read_bytes() == (tmp_path / "file").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("   3.2 s  error: no release 'x'", ": no release 'x'"),
+        ("error: no GPU", ": no GPU"),
+        (
+            "dpkg: error: dpkg frontend lock was locked by another process",
+            ": dpkg frontend lock was locked by another process",
+        ),
+        ("ERROR: [Errno 28] No space left on device", ": [Errno 28] No space left on device"),
+        ("dpkg: error processing package lookout (--install):", ""),
+        ("0 errors: good", ""),
+    ],
+)
+def test_the_first_error_is_the_reason(here: str, line: str, why: str) -> None:
+    said = list[str]()
+    with Ssh(here) as ssh:
+        command = f"echo begin; echo {shlex.quote(line)}; {'echo error: 2;' if why else ''} exit 3"
+        assert heard(ssh, command, said.append) == (3, why)
+    assert said[:2] == ["  begin", f"  {line}"]
 
 
 def test_an_empty_file_is_copied(here: str, tmp_path: Path) -> None:
