@@ -219,6 +219,7 @@ def _step(box: Box, what: str, *words: object) -> None:
         env=environment,
         text=True,
         errors="replace",
+        umask=0o022,  # the service, another user, reads what root's programs write, however strict root is
     ) as program:
         assert program.stdout is not None
         for line in program.stdout:

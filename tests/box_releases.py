@@ -19,6 +19,7 @@ if [ -e "$release/$1-fails" ]; then echo "error: $1 is not good" >&2; exit "$(ca
 """
 PYTHON = """#!/bin/sh
 echo "python $*"
+echo "umask $(umask)"
 """
 
 

@@ -275,6 +275,17 @@ def test_engines_are_built_where_they_can_be(home: Path, gpu: bool, manifest: st
     assert (f"  python -m export engines {folder}/bundle" in said) == built
 
 
+def test_engines_are_for_the_service_to_read_however_strict_root_is(home: Path) -> None:
+    said: list[str] = []
+    (install(home, "1") / "bundle/manifest.json").write_text('{"engine": {"max_people": 8}}')
+    before = os.umask(0o077)
+    try:
+        activate(box(home, said, gpu=True), "1")
+    finally:
+        os.umask(before)
+    assert "  umask 0022" in said
+
+
 def test_the_newest_three_are_kept(home: Path) -> None:
     serving(home, "1", "2", "3", "4", "5")
     assert Releases(home).all() == ["5", "4", "3"]
