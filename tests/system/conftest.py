@@ -6,10 +6,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+from appliance.image import PAYLOAD
 from tests.flow.conftest import ROOT, mini, video
 from tests.system.roots import Root, alone, copied, debian, lacking
 
@@ -50,3 +52,13 @@ def deb(shared: Path, debian_root: Path, mini: Path) -> Path:
             built = sorted((shared / "deb").glob("*.deb"))
     (package,) = built
     return package
+
+
+@cache
+def release_of(deb: Path) -> str:
+    """The release that a package makes; tar reads all of it for that."""
+    archive = subprocess.Popen(["dpkg-deb", "--fsys-tarfile", deb], stdout=subprocess.PIPE)
+    with archive:
+        words = ["tar", "--extract", "--to-stdout", f"./{PAYLOAD}/release"]
+        text = subprocess.run(words, stdin=archive.stdout, capture_output=True, check=True).stdout
+    return text.decode().strip()

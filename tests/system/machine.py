@@ -184,6 +184,8 @@ class Machine:
             subprocess.run(["ip", "netns", "del", self._network], check=False)
         if os.path.ismount(self.root):
             subprocess.run(["umount", "--recursive", "--lazy", str(self.root)], check=False)
+        for name in ("upper", "work"):  # a gigabyte; of what it said the console is kept
+            shutil.rmtree(self._folder / name, ignore_errors=True)
 
 
 def _enter(network: int) -> None:

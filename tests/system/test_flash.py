@@ -24,6 +24,7 @@ from collector.store import Store
 from edge.bundle import GOLDEN, MANIFEST, Manifest, sha256_of
 from edge.golden import Golden
 from tests.flow.conftest import PICTURE, starter
+from tests.system.conftest import release_of
 from tests.system.machine import GUEST, Machine, missing
 
 ROOT = Path(__file__).parents[2]
@@ -56,12 +57,6 @@ class Packages:
     bundle: Path  # of the wrong one
 
 
-def release_of(deb: Path) -> str:
-    said = subprocess.run(["dpkg-deb", "--fsys-tarfile", deb], capture_output=True, check=True).stdout
-    words = ["tar", "--extract", "--to-stdout", f"./{PAYLOAD}/release"]
-    return subprocess.run(words, input=said, capture_output=True, check=True).stdout.decode().strip()
-
-
 def repacked(tree: Path, version: str, out: Path) -> Path:
     """The package again, with another version and what was changed in its payload."""
     control = tree / "DEBIAN/control"
@@ -75,7 +70,7 @@ def repacked(tree: Path, version: str, out: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def packages(deb: Path, tmp_path_factory: pytest.TempPathFactory) -> Packages:
+def packages(deb: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Packages]:
     folder = tmp_path_factory.mktemp("packages")
     tree = folder / "tree"
     subprocess.run(["dpkg-deb", "--raw-extract", deb, tree], check=True)
@@ -94,7 +89,8 @@ def packages(deb: Path, tmp_path_factory: pytest.TempPathFactory) -> Packages:
     wrong = repacked(tree, "1.2.0", folder)
     bundle = (payload / "bundle").rename(folder / "bundle")
     shutil.rmtree(tree)
-    return Packages(first, second, wrong, bundle)
+    yield Packages(first, second, wrong, bundle)
+    shutil.rmtree(folder)
 
 
 class Camera:

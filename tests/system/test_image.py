@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from appliance.flash import RELEASE
 from appliance.image import EXTRA, PAYLOAD, wheel_sets
 from appliance.wheels import TARGETS
 from edge.errors import ConfigError
 from tests.flow.conftest import ROOT
+from tests.system.conftest import release_of
 from tests.system.roots import Root
 
 CONFIG = "etc/lookout/edge.toml"
@@ -72,19 +74,6 @@ def current(root: Root) -> str:
     return (root.path / HOME / "current").readlink().name
 
 
-def release_of(deb: Path) -> str:
-    """The release that a package makes."""
-    archive = subprocess.Popen(["dpkg-deb", "--fsys-tarfile", deb], stdout=subprocess.PIPE)
-    with archive:
-        text = subprocess.run(
-            ["tar", "--extract", "--to-stdout", f"./{PAYLOAD}/release"],
-            stdin=archive.stdout,
-            capture_output=True,
-            check=True,
-        ).stdout
-    return text.decode().strip()
-
-
 def enabled(root: Root) -> bool:
     return (root.path / "etc/systemd/system/multi-user.target.wants/lookout.service").is_symlink()
 
@@ -118,6 +107,8 @@ def test_a_box_from_its_first_install_to_its_purge(box: Root, deb: Path, older: 
     assert f"{first} serves" in said
     assert box.run("edge", "selftest", "--bundle", "/opt/lookout/current/bundle").count("ONNX Runtime") >= 2
     assert enabled(box)
+    venv = box.path / HOME / "releases" / first / "venv"
+    assert sum(512 * file.lstat().st_blocks for file in venv.rglob("*")) < RELEASE * 1e6, "what a flash asks for"
     modes = box.run("stat", "--format=%A %U %G %n", "/etc/lookout", f"/{CONFIG}", "/var/lib/lookout").splitlines()
     assert modes == [
         "drwxr-x--- root lookout /etc/lookout",
