@@ -199,7 +199,7 @@ class Soak:
             f'device = "soak"\nbundle = "{self._bundle}"\n{bad}{cameras}'
             f'[publish]\naddress = "tcp://127.0.0.1:{self._wire.port}"\nlinger_ms = 60000\n'
             f'[spool]\npath = "spool.db"\n[health]\naddress = "127.0.0.1:0"\n[runtime]\nthreads = 1\n'
-            f"[load]\nmax_fps = {MAX_FPS}\n"
+            f"[load]\nmax_fps = {MAX_FPS}\n[motion]\nenabled = true\n"
         )
 
     def _address(self) -> str:
