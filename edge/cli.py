@@ -37,7 +37,7 @@ from edge.serve import Served, check_sensitive, describing, serve, tested
 from edge.values import Frame, Image
 from edge.zones import Polygon
 
-_PATH = click.Path(path_type=Path)
+_PATH = click.Path(path_type=Path, readable=False)  # who reads it says more of what it may not
 
 
 def _picture(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:

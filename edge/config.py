@@ -367,6 +367,9 @@ def read_toml(path: Path, model: type[Model]) -> Model:
     """
     try:
         data = path.read_bytes()
+    except PermissionError as error:
+        remedy = "by hand use sudo; on a box the service, which runs as lookout, has to read it, too"
+        raise ConfigError(f"{path}: {error.strerror}", remedy=remedy) from error
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         raise ConfigError(f"{path}: {getattr(error, 'strerror', error)}") from error
     try:

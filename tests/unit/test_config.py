@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from pydantic import BaseModel, ValidationError
 
 from edge import config as module
+from edge.cli import main
 from edge.config import (
     EdgeConfig,
     HealthConfig,
@@ -265,6 +268,25 @@ def test_no_mistake_shows_a_password(wrong: str, path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         read_edge_config(written(path, f'device = "box"\nbundle = "b"\n{wrong.format(url=url)}\n'))
     assert "cret" not in str(error.value)
+
+
+def test_a_file_that_is_not_for_this_user_is_the_operators_mistake(path: Path) -> None:
+    """As where root put it there: no fault of the command line (2), which would be tried again and again."""
+    path.touch(0o000)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        with pytest.raises(ConfigError, match=r"edge\.toml: Permission denied; by hand use sudo"):
+            read_edge_config(path)
+    finally:
+        if root:
+            os.seteuid(0)
+    paths = [
+        one.type for command in main.commands.values() for one in command.params if isinstance(one.type, click.Path)
+    ]
+    assert paths
+    assert not any(kind.readable for kind in paths), "click would say that"
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
