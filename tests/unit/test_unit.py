@@ -62,6 +62,10 @@ def test_every_hole_has_its_reason(root: Path) -> None:
     assert all("hole" in paragraph.lower() for paragraph in holes)
 
 
+def test_the_attempt_after_the_last_has_no_limit(root: Path) -> None:
+    assert "\nStartLimitIntervalSec=0\n" in (root / "appliance/lookout-retry.service").read_text()
+
+
 def test_the_times_of_unit_and_program_go_together(unit: dict[str, str]) -> None:
     watchdog, abort = float(unit["WatchdogSec"]), float(unit["TimeoutAbortSec"])
     limits = Limits.of(watchdog, 10.0)
