@@ -187,4 +187,4 @@ def test_whoever_stops_it_has_it_stopped(box: Box) -> None:
     box.run("for each in 1 2 3 4 5 6 7 8; do systemctl restart lookout; done", code=1)
     box.machine.wait("pause", lambda: box.show("ActiveState", "lookout-retry.service") == "activating", PATIENCE)
     box.run("systemctl stop lookout")
-    assert box.show("ActiveState", "lookout-retry.service") == "inactive"
+    box.machine.wait("stopped", lambda: box.show("ActiveState", "lookout-retry.service") == "inactive", PATIENCE)
