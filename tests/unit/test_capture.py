@@ -222,9 +222,13 @@ def test_no_cameras_are_done() -> None:
 
 
 def test_whatever_stops_a_thread_is_a_failure() -> None:
-    with cameras("9" * 30) as opened:  # no device number that OpenCV can take
+    def no_clock() -> datetime:
+        raise OverflowError("no such day")
+
+    config = CameraConfig(name="a", source="rtsp://127.0.0.1:1/", schedule=("22:00-06:00",))
+    with Cameras([config], today=no_clock) as opened:
         assert frames_of(opened) == []
-        assert [str(error)[:21] for error in opened.failures] == ["camera 'a': error: Op"]
+        assert [str(error) for error in opened.failures] == ["camera 'a': OverflowError: no such day"]
 
 
 # ---- a reload
