@@ -30,6 +30,7 @@ from edge.bundle import open_bundle
 from edge.commands import Commands
 from edge.errors import ConfigError
 from edge.health import Health
+from edge.heap import steady
 from edge.keys import checked_key, needs_encryption, read_key, secure_client
 from edge.publish import Secure
 
@@ -87,6 +88,7 @@ def run(
     if path is None and (keep_days or keep_bytes):
         raise click.UsageError("--keep-days and --keep-bytes are for a --store")
     _allow_connections()
+    steady()
     with ExitStack() as stack:
         ring = stack.enter_context(keyring.Keyring(folder)) if folder is not None else None
         # no box is heard before its events can be kept

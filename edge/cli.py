@@ -28,6 +28,7 @@ from edge.doctor import examine, exit_code, show, to_json
 from edge.draw import draw
 from edge.errors import CaptureError, ConfigError
 from edge.events import Header
+from edge.heap import steady
 from edge.images import image_files, read_image
 from edge.imaging import cut
 from edge.journald import configure_logging
@@ -60,6 +61,7 @@ def main() -> None:
 @click.option("--draw", "picture", type=_PATH, callback=_picture, help="Save a picture of the fullest frame here.")
 def run(config: Path, max_frames: int | None, picture: Path | None) -> None:
     """Describe the people before the cameras and publish them, until every file has ended or a signal comes."""
+    steady()
     crowd = _Crowd()
     served = serve(config, *_signals(), on_described=crowd if picture is not None else None, max_frames=max_frames)
     _print_summary(served)

@@ -54,7 +54,7 @@ EDGE: dict[str, frozenset[str]] = {
     **dict.fromkeys(CONTRACTS, WORDS),
     "bundle": WORDS | {"bank"},
     "commands": frozenset({"errors"}),
-    **dict.fromkeys(("notify", "journald"), frozenset()),
+    **dict.fromkeys(("notify", "journald", "heap"), frozenset()),
     "watchdog": WORDS | CONTRACTS | {"capture", "notify"},
     "releases": WORDS,
     "activate": WORDS | DEVICES | {"releases"},
@@ -112,12 +112,14 @@ EDGE: dict[str, frozenset[str]] = {
     | PIXELS
     | DEVICES
     | DOCTOR
-    | {"backend", "describe", "serve", "keys", "journald", "commands", "releases", "activate"},
+    | {"backend", "describe", "serve", "keys", "journald", "heap", "commands", "releases", "activate"},
 }
 EXPORT = WORDS | CONTRACTS | PIXELS | DEVICES | {"backend", "commands", "detect", "crop", "encode", "match", "golden"}
 APPLIANCE = WORDS | {"config", "bank", "bundle", "commands"}
 # link and publish: a store that is sent on to another collector; health: the HTTP part alone
-COLLECTOR = WORDS | {"events", "protocol", "keys", "link", "publish", "bank", "bundle", "commands", "match", "health"}
+COLLECTOR = WORDS | {
+    *("events", "protocol", "keys", "link", "publish", "bank", "bundle", "commands", "match", "health", "heap"),
+}
 
 # the one import between export and collector, deferred: how words become vectors is written once
 ACROSS = {"collector.search": "export.prompts"}
