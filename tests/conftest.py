@@ -15,6 +15,9 @@ from hypothesis import settings
 from tests.fakes import write_bundle
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # also where a test loads ONNX Runtime without edge/ort.py
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's background job has it, and so what tests start
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 settings.register_profile("lookout", deadline=None)  # on a busy machine a slow example is no mistake
 settings.load_profile("lookout")
 
