@@ -60,9 +60,9 @@ class Described:
 
 @dataclass
 class Timings:
-    """Milliseconds per frame of the latest 10,000 batches, by stage."""
+    """Milliseconds per frame of the latest 1,000 batches, by stage."""
 
-    stages: dict[str, deque[float]] = field(default_factory=lambda: defaultdict(lambda: deque(maxlen=10_000)))
+    stages: dict[str, deque[float]] = field(default_factory=lambda: defaultdict(lambda: deque(maxlen=1_000)))
     begun: Callable[[str], None] = lambda stage: None  # told of each stage as it begins
     measured: Callable[[str, float], None] = lambda stage, seconds: None  # and of what it took, per frame
 
