@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from edge import disk
 from edge.errors import ConfigError
 from edge.wal import read_log
 
@@ -78,7 +79,7 @@ def rename(path: Path, to: Path) -> Path:
     for form in FORMS:
         with suppress(FileNotFoundError):
             Path(f"{path}{form}").rename(f"{to}{form}")
-    sync_folder(path.parent)
+    disk.sync(path.parent)
     return to
 
 
@@ -86,15 +87,6 @@ def unlink(path: Path) -> None:
     """All of a database. Raises OSError."""
     for form in FORMS:
         Path(f"{path}{form}").unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """New names in it survive a power cut. Raises OSError."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def log_is_damaged(path: Path) -> bool:

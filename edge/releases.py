@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from edge import disk
 from edge.errors import BackendError, BundleError, ConfigError
 from edge.failpoints import failpoint
 
@@ -107,7 +108,7 @@ class Releases:
             self._rename("trial", "current")
         elif before is None:
             (self.home / "current").unlink(missing_ok=True)
-            _sync(self.home)
+            disk.sync(self.home)
         failpoint("release.back")
 
     def prune(self) -> list[str]:
@@ -143,17 +144,8 @@ class Releases:
         part.symlink_to(Path("releases", name))
         failpoint("release.link-made")
         part.replace(self.home / link)
-        _sync(self.home)
+        disk.sync(self.home)
 
     def _rename(self, old: str, new: str) -> None:
         (self.home / old).replace(self.home / new)
-        _sync(self.home)
-
-
-def _sync(folder: Path) -> None:
-    """Have the disk hold the names in it."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        disk.sync(self.home)

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
+from edge import disk
 from edge.aside import (
     beside,
     claimed,
@@ -25,7 +26,6 @@ from edge.aside import (
     log_is_damaged,
     next_name,
     set_aside,
-    sync_folder,
     unlink,
 )
 from edge.config import SpoolConfig
@@ -119,7 +119,7 @@ class Shelf:
                     self._disk = self._opened()
                 self._take()
                 self._disk.begin()
-                sync_folder(self._path.parent)
+                disk.sync(self._path.parent)
                 return self._disk
             except DamagedError as error:
                 self._set_aside(self._path, str(error))

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from edge import disk
 from edge.bank import PromptBank
 from edge.bundle import MANIFEST, PROMPTS, Bundle, Manifest, open_bundle
 from edge.errors import ConfigError
@@ -64,12 +65,12 @@ def bundle_from_parts(folder: Path, manifest: Manifest, bank: PromptBank, target
     (folder / PROMPTS).write_bytes(bank.to_bytes())
     open_bundle(folder)
     for path in [*folder.iterdir(), folder]:
-        _sync(path)
+        disk.sync(path)
     if target.exists():
         _exchange(folder, target)
     else:
         folder.rename(target)
-    _sync(target.parent)
+    disk.sync(target.parent)
     return open_bundle(target)
 
 
@@ -77,9 +78,9 @@ def replace_bank(bundle: Bundle, bank: PromptBank) -> None:
     """Put new words under a bundle, which may be in use: prompts.npz alone changes, in one rename. Raises OSError."""
     part = bundle.file(f".{PROMPTS}.part")
     part.write_bytes(bank.to_bytes())
-    _sync(part)
+    disk.sync(part)
     part.replace(bundle.file(PROMPTS))
-    _sync(bundle.path)
+    disk.sync(bundle.path)
 
 
 def reuse(old: Mapping[str, Path], folder: Path) -> None:
@@ -104,12 +105,3 @@ def _exchange(new: Path, old: Path) -> None:
     old.rename(aside / old.name)
     new.rename(old)
     shutil.rmtree(aside)
-
-
-def _sync(path: Path) -> None:
-    """Have the disk hold what was written."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

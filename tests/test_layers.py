@@ -54,9 +54,9 @@ EDGE: dict[str, frozenset[str]] = {
     **dict.fromkeys(CONTRACTS, WORDS),
     "bundle": WORDS | {"bank"},
     "commands": frozenset({"errors"}),
-    **dict.fromkeys(("notify", "journald", "heap"), frozenset()),
+    **dict.fromkeys(("notify", "journald", "heap", "disk"), frozenset()),
     "watchdog": WORDS | CONTRACTS | {"capture", "notify"},
-    "releases": WORDS,
+    "releases": WORDS | {"disk"},
     "activate": WORDS | DEVICES | {"releases"},
     "placement": WORDS | CONTRACTS,
     "imaging": WORDS | CONTRACTS | {"placement", "backend"},
@@ -81,9 +81,9 @@ EDGE: dict[str, frozenset[str]] = {
     "records": WORDS,
     "wal": frozenset({"records"}),
     "leaves": frozenset({"records", "wal"}),
-    "aside": frozenset({"errors", "wal"}),
+    "aside": frozenset({"errors", "disk", "wal"}),
     "journal": WORDS | CONTRACTS | {"link", "records"},
-    "shelf": WORDS | CONTRACTS | {"journal", "records", "leaves", "aside"},
+    "shelf": WORDS | CONTRACTS | {"disk", "journal", "records", "leaves", "aside"},
     "spool": WORDS | CONTRACTS | {"link", "journal", "records", "shelf"},
     "publish": WORDS | CONTRACTS | DELIVERY,
     "health": frozenset({"errors"}),
@@ -114,7 +114,13 @@ EDGE: dict[str, frozenset[str]] = {
     | DOCTOR
     | {"backend", "describe", "serve", "keys", "journald", "heap", "commands", "releases", "activate"},
 }
-EXPORT = WORDS | CONTRACTS | PIXELS | DEVICES | {"backend", "commands", "detect", "crop", "encode", "match", "golden"}
+EXPORT = (
+    WORDS
+    | CONTRACTS
+    | PIXELS
+    | DEVICES
+    | {"disk", "backend", "commands", "detect", "crop", "encode", "match", "golden"}
+)
 APPLIANCE = WORDS | {"config", "bank", "bundle", "commands"}
 # link and publish: a store that is sent on to another collector; health: the HTTP part alone
 COLLECTOR = WORDS | {
