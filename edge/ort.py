@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -35,13 +35,15 @@ class OrtSession:
     """A graph on ONNX Runtime's CPU provider.
 
     threads: per run; 0 takes every core. shared: intermediate results lie in memory that all such sessions use in turn,
-    and that the process keeps when they are closed; else in memory of the session's own.
+    and that the process keeps when they are closed; else in memory of the session's own. rows: of one run of the graph,
+    at most; more are run one part after the other, in the memory of one. None: all at once.
     """
 
     precision: Precision = "fp32"  # of a bundle's graphs for it
     about = f"ONNX Runtime {ort.__version__} on the CPU"
 
-    def __init__(self, graph: Path | bytes, *, threads: int = 0, shared: bool = False) -> None:
+    def __init__(self, graph: Path | bytes, *, threads: int = 0, shared: bool = False, rows: int | None = None) -> None:
+        self._rows = rows
         self._name = str(graph) if isinstance(graph, Path) else "graph in memory"
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
@@ -66,9 +68,20 @@ class OrtSession:
         if self._session is None:
             raise BackendError(f"{self._name}: the session is closed")
         try:
-            return dict(zip(self.outputs, self._session.run(None, dict(feeds)), strict=True))
+            parts = [self._session.run(None, part) for part in self._parts(feeds)]
         except Exception as error:
             raise BackendError(f"{self._name}: ONNX Runtime {ort.__version__}: {error}") from error
+        whole = parts[0] if len(parts) == 1 else [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+        return dict(zip(self.outputs, whole, strict=True))
+
+    def _parts(self, feeds: Mapping[str, Feed]) -> Iterator[dict[str, Feed]]:
+        """The feeds of each run of the graph."""
+        rows = self._rows
+        if rows is None or len(counts := {len(feed) for feed in feeds.values()}) != 1:
+            yield dict(feeds)  # where the counts differ, too: ONNX Runtime says what is wrong with that
+            return
+        for start in range(0, max(counts.pop(), 1), rows):
+            yield {name: feed[start : start + rows] for name, feed in feeds.items()}
 
     def close(self) -> None:
         self._session = None

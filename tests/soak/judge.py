@@ -23,9 +23,12 @@ class Trend:
     first: float
     last: float
 
-    def grew(self, limit: float) -> bool:
-        """Whether it surely rose by more than `limit` within these hours."""
-        return self.low * self.hours > limit
+    def grew(self, limit: float, step: float) -> bool:
+        """Whether it surely rose by more than `limit` within these hours, or by more than `step` in the end.
+
+        A robust slope does not see one step, however large.
+        """
+        return self.low * self.hours > limit or self.last - self.first > step
 
 
 def trend(seconds: Sequence[float], values: Sequence[float]) -> Trend:

@@ -75,6 +75,40 @@ def test_sessions_that_share_memory_leave_each_others_outputs_alone(n: int) -> N
         assert (other.run({"a": rows, "b": rows + 3})["sum"] == 2 * rows + 3).all(), "also when another is closed"
 
 
+@pytest.mark.parametrize("rows", [1, 4, 100])
+@pytest.mark.parametrize("n", [0, 1, 4, 33])
+def test_what_is_run_in_parts_comes_back_whole(n: int, rows: int) -> None:
+    a, b = np.random.default_rng(n).normal(size=(2, n, 3)).astype(np.float32)
+    with OrtSession(model(), rows=rows) as session:
+        outputs = session.run({"a": a, "b": b})
+    assert list(outputs) == ["sum", "double"]
+    np.testing.assert_array_equal(outputs["sum"], a + b)
+    np.testing.assert_array_equal(outputs["double"], a + a)
+
+
+def test_a_run_has_no_more_rows_than_it_may() -> None:
+    """The graph's own output says how many it was given."""
+    shape = helper.make_node("Shape", ["a"], ["shape"])
+    tell = helper.make_node("Expand", ["one", "shape"], ["told"])
+    count = helper.make_node("ReduceSum", ["told", "rows"], ["count"], keepdims=1)
+    wide = helper.make_node("Expand", ["count", "shape"], ["seen"])
+    graph = helper.make_graph(
+        [shape, tell, count, wide],
+        "rows",
+        [helper.make_tensor_value_info("a", TensorProto.FLOAT, ["n", 1])],
+        [helper.make_tensor_value_info("seen", TensorProto.FLOAT, ["n", 1])],
+        [
+            helper.make_tensor("one", TensorProto.FLOAT, [1, 1], [1.0]),
+            helper.make_tensor("rows", TensorProto.INT64, [1], [0]),
+        ],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    with OrtSession(made.SerializeToString(), rows=4) as session:
+        seen = session.run({"a": np.zeros((10, 1), np.float32)})["seen"]
+    assert seen[:, 0].tolist() == [4] * 8 + [2] * 2
+
+
+@pytest.mark.parametrize("rows", [None, 2])
 @pytest.mark.parametrize(
     ("feeds", "part"),
     [
@@ -87,11 +121,12 @@ def test_sessions_that_share_memory_leave_each_others_outputs_alone(n: int) -> N
         ({"a": A, "b": B[:, :2]}, "b"),
         ({"a": A, "b": B[0]}, "b"),
         ({"a": np.zeros((2, 3), np.float32), "b": np.zeros((4, 3), np.float32)}, "2"),
+        ({"a": np.zeros((5, 3), np.float32), "b": np.zeros((4, 3), np.float32)}, "5"),
         ({"a": A, "b": None}, "b"),
     ],
 )
-def test_wrong_feeds_are_a_backend_error(feeds: dict[str, Any], part: str) -> None:
-    with OrtSession(model()) as session:
+def test_wrong_feeds_are_a_backend_error(feeds: dict[str, Any], part: str, rows: int | None) -> None:
+    with OrtSession(model(), rows=rows) as session:
         with pytest.raises(BackendError, match=r"^graph in memory: ONNX Runtime \d") as caught:
             session.run(feeds)
         assert part in str(caught.value)

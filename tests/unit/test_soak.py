@@ -37,7 +37,7 @@ def test_a_leak_is_found(leak: float) -> None:
     for seed in range(30):
         noise = resembling(np.random.default_rng(seed), 1.0)
         found = trend(SECONDS, 200 + leak * SECONDS / SECONDS[-1] + noise)
-        assert found.grew(6), seed
+        assert found.grew(6, 100), seed
         assert found.slope == pytest.approx(leak / found.hours, rel=0.5)
         assert found.low < found.slope < found.high
 
@@ -45,26 +45,33 @@ def test_a_leak_is_found(leak: float) -> None:
 def test_a_leak_by_steps_is_found() -> None:
     """A file that stays open after each of a dozen faults."""
     found = trend(SECONDS, 30 + SECONDS // 40)
-    assert found.grew(2)
+    assert found.grew(2, 100)
     assert (found.first, found.last) == (30, 41)
+
+
+def test_one_step_is_found_though_the_slope_is_flat() -> None:
+    found = trend(SECONDS, 355 + 75 * (0.9 * SECONDS[-1] < SECONDS))
+    assert found.slope == 0
+    assert found.grew(6, 12)
+    assert not found.grew(6, 80)
 
 
 def test_noise_and_a_rise_that_is_allowed_are_none() -> None:
     for seed in range(100):
         noise = resembling(np.random.default_rng(seed), 2.0)
-        assert not trend(SECONDS, 200 + 2 * SECONDS / SECONDS[-1] + noise).grew(6), seed
+        assert not trend(SECONDS, 200 + 2 * SECONDS / SECONDS[-1] + noise).grew(6, 12), seed
 
 
 def test_spikes_are_no_leak_even_late_ones() -> None:
     values = np.full(len(SECONDS), 30.0)
     values[-60::4] += 500
-    assert not trend(SECONDS, values).grew(2)
+    assert not trend(SECONDS, values).grew(2, 10)
 
 
 def test_what_shrinks_or_stays_is_flat() -> None:
     for values in (np.full(len(SECONDS), 7.0), 100 - SECONDS / 10):
         found = trend(SECONDS, values)
-        assert not found.grew(0)
+        assert not found.grew(0, 0)
         assert found.slope <= 0
 
 
