@@ -50,7 +50,7 @@ class Detector:
         self._config, self._low = config, low
 
     def __call__(self, frames: Sequence[Frame]) -> list[Detections]:
-        """One Detections per frame, in one run of the graph. Raises BackendError."""
+        """One Detections per frame, of one call of the session. Raises BackendError."""
         if not frames:
             return []
         failpoint("box.detect")
