@@ -94,6 +94,8 @@ def test_a_plan_has_every_target_and_leaves_time_to_recover(seed: int, seconds: 
         assert fault.at >= QUIET
         assert fault.ends + REST < seconds
         assert fault.target != "collector" or fault.at < COLLECTOR_UNTIL * seconds
+    *_, last = (fault for fault in faults if fault.target == "collector")
+    assert all(fault.seconds < last.seconds for fault in faults if fault is not last)
 
 
 def test_a_long_plan_has_every_kind() -> None:
