@@ -9,7 +9,7 @@ from edge.bundle import EncoderFacts
 from edge.failpoints import failpoint
 from edge.values import Floats
 
-MAX_BATCH = 32  # bounds the memory of one run: a crowd is encoded in several
+MAX_BATCH = 32  # in one call of a session: bounds the memory of an engine, and of a graph outside a box; see ROWS
 
 
 class Encoder:
