@@ -79,7 +79,8 @@ def look(opened: Cameras, size: tuple[int, int] | None = None) -> Frame:
 @decoders
 def test_a_camera_that_stops_and_starts(decoder: Decoder, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    with RtspServer({"/door": {}}) as server, cameras(decoder, server.url("/door", "me:secret@")) as opened:
+    # a first picture may take more than a second on a busy machine; that a connection broke off is seen without waiting
+    with RtspServer({"/door": {}}) as server, cameras(decoder, server.url("/door", "me:secret@"), timeout=10) as opened:
         until(opened, "up", fresh)
         server.stop()
         until(opened, "noticed", lambda states: states[0].phase == "away")
